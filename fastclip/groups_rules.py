@@ -1,25 +1,20 @@
-"""What a parameter group is decided from: names without wrappers, patterns, no-decay rules."""
+"""The patterns that a user writes, and the rules that spare a parameter from weight decay."""
 
 import difflib
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+
+from fastclip.groups_names import Entry, Source, join, read_modules, strip_wrappers, walk
 
 T = TypeVar("T")
-Source = nn.Module | Iterable[nn.Module] | Iterable[tuple[str, Tensor]]
 
 RULES = ("norm", "bias", "ndim", "model")
 
-_RESERVED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_RESERVED_PATH = re.compile(rf"(?:(?<=^)|(?<=\.)|(?<=\^))(?:{'|'.join(_RESERVED)})\\?\.")
 _MODULE_PATH = re.compile(r"^(\^?)module\\?\.")
-_MODULE_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
-
 _NORM_NAME = re.compile(r"norm|^GRN$", re.IGNORECASE)
 _NORM_TYPES = (
     nn.modules.batchnorm._NormBase,  # every BatchNorm, SyncBatchNorm and InstanceNorm
@@ -27,122 +22,6 @@ _NORM_TYPES = (
     nn.GroupNorm,
     nn.RMSNorm,
 )
-
-
-@dataclass
-class Entry:
-    """One parameter and every place where it hangs; several places mean tied weights."""
-
-    param: Tensor
-    names: list[str] = field(default_factory=list)
-    owners: list[nn.Module | None] = field(default_factory=list)
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside torch.compile, (Distributed)DataParallel, FSDP and checkpoint wrappers."""
-    for name in _RESERVED:
-        if isinstance(inner := module._modules.get(name), nn.Module):
-            return unwrap(inner)
-    return unwrap(module.module) if isinstance(module, _MODULE_WRAPPERS) else module
-
-
-def strip_wrappers(name: str) -> str:
-    """`name` without the path components that wrappers add; `module.` is not one of them."""
-    return _RESERVED_PATH.sub("", name)
-
-
-def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """(path, module), parents first; wrappers leave no trace and shared modules come each time."""
-    module = unwrap(module)
-    yield path, module
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from walk(child, join(path, name))
-
-
-def join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def as_list(argument: str, values: Iterable[T]) -> list[T]:
-    """`values` read once; an iterator that is already spent is an error, not an empty list."""
-    if not isinstance(values, Iterable):
-        raise TypeError(f"{argument} must be an iterable, got {type(values).__name__}")
-    listed = list(values)
-    if not listed and isinstance(values, Iterator):
-        raise ValueError(f"{argument} is an exhausted {type(values).__name__}: pass a list")
-    return listed
-
-
-def read_modules(model: Source) -> list[tuple[str, nn.Module]] | None:
-    """The top modules of `model` with their paths; None where it is (name, parameter) pairs."""
-    if isinstance(model, nn.Module):
-        return [("", model)]
-    if not isinstance(model, list) or not all(isinstance(m, nn.Module) for m in model):
-        return None
-    seen: dict[int, str] = {}
-    for i, top in enumerate(model):
-        if id(unwrap(top)) in seen:
-            raise ValueError(f"model[{i}] is given twice: it is {seen[id(unwrap(top))]} already")
-        inside = {id(m): f"part of model[{i}] ({p})" if p else f"model[{i}]" for p, m in walk(top)}
-        if outer := next((j for j in range(i) if id(unwrap(model[j])) in inside), None):
-            raise ValueError(f"model[{outer}] is given twice: it is {inside[id(model[outer])]} too")
-        seen = inside | seen
-    return [(str(i), top) for i, top in enumerate(model)]
-
-
-def read_entries(model: Source) -> list[Entry]:
-    """Every parameter of `model` once, in order, with all its names."""
-    entries: dict[int, Entry] = {}
-    for name, owner, param in _read_slots(model):
-        _check_parameter(name, param)
-        entry = entries.setdefault(id(param), Entry(param))
-        if name not in entry.names:
-            entry.names.append(name)
-            entry.owners.append(owner)
-    if not entries:
-        raise ValueError("model has no parameters")
-    return list(entries.values())
-
-
-def _read_slots(model: Source) -> Iterator[tuple[str, nn.Module | None, Tensor]]:
-    tops = read_modules(model)
-    if tops is not None:
-        for top_path, top in tops:
-            for path, module in walk(top, top_path):
-                for name, param in module._parameters.items():
-                    if param is not None:
-                        yield join(path, name), module, param
-        return
-    named: dict[str, Tensor] = {}
-    for pair in model:  # type: ignore[union-attr]
-        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise TypeError(
-                "model must be a module, modules, or (name, parameter) pairs such as "
-                f"model.named_parameters(): names are what the rules read; got a {_typename(pair)}"
-            )
-        name = strip_wrappers(pair[0])
-        if name in named:
-            raise ValueError(f"model has the name {name!r} twice")
-        named[name] = pair[1]
-        yield name, None, pair[1]
-
-
-def _typename(value: object) -> str:
-    return type(value).__name__
-
-
-def _check_parameter(name: str, param: object) -> None:
-    if not isinstance(param, Tensor):
-        raise TypeError(f"model: {name!r} must be a parameter, got {_typename(param)}")
-    if isinstance(param, nn.parameter.UninitializedTensorMixin):
-        raise ValueError(f"model: {name!r} has no shape yet: run the lazy module once first")
-    if _typename(param) == "FlatParameter" or getattr(param, "_is_flat_param", False):
-        raise ValueError(
-            f"model: {name!r} is a flat parameter of FSDP1, which joins weights, biases and norms "
-            "into one vector, so that no rule can tell them apart. Use use_orig_params=True, or "
-            "torch.distributed.fsdp.fully_shard."
-        )
 
 
 class Patterns(Generic[T]):
@@ -184,7 +63,7 @@ class Patterns(Generic[T]):
 
 
 def _not_a_string(argument: str, i: int, pattern: object, entries: list[Entry]) -> str:
-    told = f"{argument}[{i}] must be a pattern (a string), got {_typename(pattern)}"
+    told = f"{argument}[{i}] must be a pattern (a string), got {type(pattern).__name__}"
     if not isinstance(pattern, Tensor):
         return told
     name = next((e.names[0] for e in entries if e.param is pattern), None)
@@ -237,7 +116,9 @@ def is_norm(module: nn.Module | None) -> bool:
     if not own or any(p.numel() != max(p.shape, default=1) for p in own):
         return False
     epsilons = ("eps", "epsilon", "variance_epsilon")
-    return bool(_NORM_NAME.search(_typename(module))) or any(hasattr(module, e) for e in epsilons)
+    return bool(_NORM_NAME.search(type(module).__name__)) or any(
+        hasattr(module, e) for e in epsilons
+    )
 
 
 def no_decay_names(model: Source) -> set[str]:
@@ -257,11 +138,13 @@ def no_decay_rule(entry: Entry, rules: Iterable[str], listed: set[str]) -> str |
         for name, owner in zip(entry.names, entry.owners, strict=True):
             leaf = name.rpartition(".")[2]
             if rule == "norm" and is_norm(owner):
-                return f"norm layer ({_typename(owner)})"
+                return f"norm layer ({type(owner).__name__})"
             if rule == "bias" and (leaf.startswith("bias_") or re.search(r"(^|_)bias$", leaf)):
                 return "bias"
             if rule == "ndim" and entry.param.ndim <= 1:
                 return f"ndim {entry.param.ndim}"
+            if rule == "model" and getattr(entry.param, "_no_weight_decay", False):
+                return "_no_weight_decay"
             if rule == "model" and any(fnmatch.fnmatchcase(name, n) for n in listed):
                 return "no_weight_decay()"
     return None

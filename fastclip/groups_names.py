@@ -1,0 +1,154 @@
+"""The names of parameters, without what wrappers add to them, and the modules that hold them."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim.swa_utils import AveragedModel
+
+T = TypeVar("T")
+Source = nn.Module | Iterable[nn.Module] | Iterable[tuple[str, Tensor]]
+
+_RESERVED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_RESERVED_PATH = re.compile(rf"(?:(?<=^)|(?<=\.)|(?<=\^))(?:{'|'.join(_RESERVED)})\\?\.")
+_MODULE_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+
+
+@dataclass
+class Entry:
+    """One parameter and every place where it hangs; several places mean tied weights."""
+
+    param: Tensor
+    names: list[str] = field(default_factory=list)
+    owners: list[nn.Module | None] = field(default_factory=list)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside torch.compile, (Distributed)DataParallel, FSDP and checkpoint wrappers."""
+    for name in _RESERVED:
+        if isinstance(inner := module._modules.get(name), nn.Module):
+            return unwrap(inner)
+    return unwrap(module.module) if isinstance(module, _MODULE_WRAPPERS) else module
+
+
+def strip_wrappers(name: str) -> str:
+    """`name` without the path components that wrappers add; `module.` is not one of them."""
+    return _RESERVED_PATH.sub("", name)
+
+
+def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """(path, module), parents first; wrappers leave no trace and shared modules come each time."""
+    module = unwrap(module)
+    yield path, module
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from walk(child, join(path, name))
+
+
+def join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def as_list(argument: str, values: Iterable[T]) -> list[T]:
+    """`values` read once; an iterator that is already spent is an error, not an empty list."""
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Tensor)):
+        raise TypeError(f"{argument} must be a list, got {type(values).__name__}")
+    listed = list(values)
+    if not listed and isinstance(values, Iterator):
+        raise ValueError(f"{argument} is an exhausted {type(values).__name__}: pass a list")
+    return listed
+
+
+def read_modules(model: Source) -> list[tuple[str, nn.Module]] | None:
+    """The top modules of `model` with their paths; None where it is (name, parameter) pairs."""
+    if isinstance(model, nn.Module):
+        return [("", model)]
+    if not isinstance(model, list) or not all(isinstance(m, nn.Module) for m in model):
+        return None
+    seen: dict[int, str] = {}
+    for i, top in enumerate(model):
+        if id(unwrap(top)) in seen:
+            raise ValueError(f"model[{i}] is given twice: it is {seen[id(unwrap(top))]} already")
+        inside = {id(m): f"part of model[{i}] ({p})" if p else f"model[{i}]" for p, m in walk(top)}
+        for j, earlier in enumerate(model[:i]):
+            if where := inside.get(id(unwrap(earlier))):
+                raise ValueError(f"model[{j}] is given twice: it is {where} too")
+        seen = inside | seen
+    return [(str(i), top) for i, top in enumerate(model)]
+
+
+def read_entries(model: Source) -> list[Entry]:
+    """Every parameter of `model` once, in order, with all its names."""
+    entries: dict[int, Entry] = {}
+    for name, owner, param in read_slots(model):
+        _check_parameter(name, param)
+        entry = entries.setdefault(id(param), Entry(param))
+        if name not in entry.names:
+            entry.names.append(name)
+            entry.owners.append(owner)
+    if not entries:
+        raise ValueError("model has no parameters")
+    return list(entries.values())
+
+
+def read_slots(model: Source) -> Iterator[tuple[str, nn.Module | None, Tensor]]:
+    """(name, the module that holds it, parameter) for every place where a parameter hangs."""
+    tops = read_modules(model)
+    if tops is None:
+        yield from _read_pairs(model)  # type: ignore[arg-type]
+        return
+    for top_path, top in tops:
+        _check_wrappers(top_path, top)
+        for path, module in walk(top, top_path):
+            for name, param in module._parameters.items():
+                if param is not None:
+                    yield join(path, name), module, param
+
+
+def _read_pairs(pairs: list[object]) -> Iterator[tuple[str, None, Tensor]]:
+    named: dict[str, Tensor] = {}
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise TypeError(
+                "model must be a module, modules, or (name, parameter) pairs such as "
+                "model.named_parameters(), since the rules read names; "
+                f"got a {type(pair).__name__}"
+            )
+        name = strip_wrappers(pair[0])
+        if name in named:
+            raise ValueError(f"model has the name {name!r} twice")
+        named[name] = pair[1]
+    wrapped = "module." if all(name.startswith("module.") for name in named) else ""
+    for name, param in named.items():
+        yield name.removeprefix(wrapped), None, param
+
+
+def _flattened(name: str) -> str:
+    return (
+        f"model: FSDP1 has flattened {name!r} to one dimension, and perhaps joined weights, biases "
+        "and norms, so that no rule can tell them apart. Use torch.distributed.fsdp.fully_shard, "
+        "or make the groups before wrapping, with use_orig_params=True."
+    )
+
+
+def _check_wrappers(path: str, top: nn.Module) -> None:
+    """Refuses a sharded FSDP1 module: its parameters are one-dimensional pieces."""
+    for name, module in top.named_modules():
+        if "_fsdp_wrapped_module" in module._modules:
+            handle = getattr(module, "_handle", None)
+            if getattr(handle, "uses_sharded_strategy", False):
+                raise ValueError(_flattened(strip_wrappers(join(path, name)) or type(top).__name__))
+
+
+def _check_parameter(name: str, param: object) -> None:
+    if not isinstance(param, Tensor):
+        raise TypeError(f"model: {name!r} must be a parameter, got {type(param).__name__}")
+    if is_lazy(param):
+        raise ValueError(f"model: {name!r} has no shape yet: run the lazy module once first")
+    if not param.is_leaf:
+        raise ValueError(f"model: {name!r} is computed from other tensors and cannot be trained")
+    if getattr(param, "_is_flat_param", False):
+        raise ValueError(_flattened(name))
