@@ -108,12 +108,13 @@ def is_norm(module: nn.Module | None) -> bool:
     """Whether `module` is a normalisation layer: torch's by type, look-alikes by duck type.
 
     A look-alike says so by its class name (`LlamaRMSNorm`, `LayerNorm2d`, `GRN`) or by an epsilon,
-    and each of its own parameters varies along one dimension at most: a `NormedLinear` is none.
+    holds no other module, and its parameters vary along one dimension at most: a `NormedLinear`
+    is none.
     """
     if module is None or isinstance(module, _NORM_TYPES):
         return module is not None
     own = [p for p in module._parameters.values() if p is not None]
-    if not own or any(p.numel() != max(p.shape, default=1) for p in own):
+    if module._modules or any(p.numel() != max(p.shape, default=1) for p in own):
         return False
     epsilons = ("eps", "epsilon", "variance_epsilon")
     return bool(_NORM_NAME.search(type(module).__name__)) or any(
