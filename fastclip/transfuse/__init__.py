@@ -1,6 +1,11 @@
 """Reference application: TransFuse for medical image segmentation, trained with fastclip."""
 
-from fastclip.transfuse.model import ARCHITECTURES, TransFuse, create_model
-from fastclip.transfuse.pretrained import load_backbones
+try:
+    from fastclip.transfuse.model import ARCHITECTURES, TransFuse, create_model
+    from fastclip.transfuse.pretrained import load_backbones
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"fastclip.transfuse needs {error.name}: pip install 'fastclip[train]'", name=error.name
+    ) from error
 
 __all__ = ["ARCHITECTURES", "TransFuse", "create_model", "load_backbones"]

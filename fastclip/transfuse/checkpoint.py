@@ -1,0 +1,87 @@
+"""Checkpoints: written beside, synced, renamed; read with weights_only=True."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastclip.transfuse.model import TransFuse, create_model
+
+FORMAT = "fastclip.transfuse/1"
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be written, read, or used; the text names it and what to do."""
+
+
+def save_checkpoint(file: Path, content: dict[str, Any]) -> None:
+    """Write `content` so that `file` is always the old checkpoint or the whole new one.
+
+    Raises:
+        CheckpointError: the write failed (disk full, no permission); the old file is untouched.
+    """
+    beside = file.with_name(f".{file.name}.part")
+    try:
+        with open(beside, "wb") as stream:
+            torch.save({"format": FORMAT, **content}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, file)
+        _sync_folder(file.parent)
+    # torch's zip writer turns a failed write into RuntimeError.
+    except (OSError, RuntimeError) as error:
+        beside.unlink(missing_ok=True)
+        kept = f"; the earlier {file.name} is untouched" if file.exists() else ""
+        raise CheckpointError(f"cannot write {file} ({error}): free some space{kept}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # Windows opens no folders
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_checkpoint(file: Path) -> dict[str, Any]:
+    """Read a checkpoint of this trainer onto the CPU.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or another program's.
+    """
+    if not Path(file).is_file():
+        raise CheckpointError(f"no checkpoint at {file}")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    # A damaged zip, a refused class and a short read raise classes of their own each.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{file} is damaged or no checkpoint ({reason})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{file} was not written by `fastclip train` (published weights go through "
+            "create_model(...).load_state_dict)"
+        )
+    return content
+
+
+def load_model(file: Path) -> tuple[TransFuse, dict[str, Any]]:
+    """The model of a checkpoint, in eval mode, and the checkpoint itself."""
+    content = load_checkpoint(file)
+    model = create_model(content["model"])
+    load_weights(model, content, file)
+    return model.eval(), content
+
+
+def load_weights(model: TransFuse, content: dict[str, Any], file: Path) -> None:
+    """Put a checkpoint's weights into `model`; CheckpointError where they do not fit."""
+    try:
+        model.load_state_dict(content["weights"])
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise CheckpointError(f"{file} does not fit {content['model']}: {first}") from error

@@ -1,0 +1,96 @@
+"""Overlays of masks on images, and curves of a run."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastclip.transfuse.augment import normalise
+from fastclip.transfuse.data import Samples
+from fastclip.transfuse.model import TransFuse
+
+TRUTH, PREDICTION = (60, 180, 75), (230, 60, 60)
+
+
+def tint(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """Blend `colour` over uint8 [H, W, 3] where bool [H, W] is set, and draw its rim solid."""
+    out = image.astype(np.float32)
+    out[mask] = 0.65 * out[mask] + 0.35 * np.array(colour, np.float32)
+    inner = mask.copy()
+    inner[1:] &= mask[:-1]
+    inner[:-1] &= mask[1:]
+    inner[:, 1:] &= mask[:, :-1]
+    inner[:, :-1] &= mask[:, 1:]
+    out[mask & ~inner] = colour
+    return out.round().astype(np.uint8)
+
+
+@torch.no_grad()
+def write_overlays(file: Path, model: TransFuse, samples: Samples, count: int = 8) -> None:
+    """A PNG with a row per sample: image, truth (green), prediction (red)."""
+    step = max(1, len(samples) // count)
+    chosen = samples.subset(list(range(0, len(samples), step))[:count])
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    predicted = model(normalise(chosen.images.to(device)))[2].cpu() > 0  # [N, 1, H, W]
+    model.train(training)
+    rows = []
+    for image, mask, guess in zip(chosen.images, chosen.masks, predicted, strict=True):
+        pixels = image.permute(1, 2, 0).numpy()
+        truth = tint(pixels, mask[0].numpy() >= 128, TRUTH)
+        rows.append(np.concatenate([pixels, truth, tint(pixels, guess[0].numpy(), PREDICTION)], 1))
+    write_png(file, np.concatenate(rows))
+
+
+def write_png(file: Path, pixels: np.ndarray | Tensor) -> None:
+    """Write uint8 [H, W] or [H, W, 3]; the file appears whole or not at all."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(pixels)).save(buffer, "PNG")
+    write_whole(file, buffer.getvalue())
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write beside and rename."""
+    beside = file.with_name(f".{file.name}.part")
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, file)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_curves(
+    file: Path, steps: list[dict[str, Any]], epochs: list[dict[str, Any]], title: str
+) -> None:
+    """Losses and gradient norm by step, scores by validation, as one PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, norms, scores = figure.subplots(1, 3)
+    at = [row["step"] for row in steps]
+    for key, label in (("loss_2", "map_2"), ("loss_1", "map_1"), ("loss_x", "map_x")):
+        losses.plot(at, [row[key] for row in steps], label=label, linewidth=1)
+    seen = [row["step"] for row in epochs]
+    losses.plot(seen, [row["val_loss"] for row in epochs], "k.--", label="validation")
+    losses.set(title="structure loss", xlabel="step")
+    losses.legend()
+    norms.plot(at, [row["grad_norm"] for row in steps], color="tab:purple", linewidth=1)
+    norms.set(title="gradient norm before clipping", xlabel="step", yscale="log")
+    for key in ("dice", "iou", "accuracy"):
+        scores.plot(seen, [row[key] for row in epochs], ".-", label=key)
+    scores.set(title="validation", xlabel="step", ylim=(0, 1))
+    scores.legend(loc="lower right")
+    figure.suptitle(title)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    write_whole(file, buffer.getvalue())

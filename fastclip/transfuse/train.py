@@ -1,0 +1,278 @@
+"""The training loop: published step, exact resume, checkpoints that survive anything."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastclip
+from fastclip.transfuse.augment import normalise, steps_per_epoch, train_batches
+from fastclip.transfuse.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
+from fastclip.transfuse.config import TrainConfig, image_size, torch_device
+from fastclip.transfuse.data import Samples
+from fastclip.transfuse.evaluate import Evaluation, evaluate, load_samples
+from fastclip.transfuse.model import TransFuse, create_model
+from fastclip.transfuse.pretrained import load_backbones
+from fastclip.transfuse.record import Record, StopSignals
+from fastclip.transfuse.schedule import Budget, lr_factor
+
+HEAD_WEIGHTS = (0.5, 0.3, 0.2)  # of map_2, map_1, map_x
+INTERRUPTED = 130
+# What a resumed run must share with the first part, to be its continuation.
+SAME_ON_RESUME = (
+    *("data", "model", "size", "batch_size", "lr", "optimizer", "weight_decay", "schedule"),
+    *("warmup_steps", "clip_norm", "augment", "val_fraction", "synthetic_images", "precision"),
+    "seed",
+)
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; earlier checkpoints stand."""
+
+
+class Trainer:
+    """One run: model, optimizer, data, and where in the schedule it is.
+
+    Args:
+        config: checked here; ValueError names a wrong argument.
+
+    Call `fit()`; the run's files lie in `self.out`.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        config.check()
+        self.config = config
+        self.device = torch_device(config.device)
+        height, width = image_size(config.size, config.model)
+        self.config.size = f"{height}x{width}"
+        self.out = config.out or Path(f"runs/{config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
+        resumed = self._claim_out()
+        options = {
+            key: getattr(config, key) for key in ("seed", "val_fraction", "synthetic_images")
+        }
+        self.train_set: Samples = load_samples(config.data, "train", (height, width), **options)
+        self.val_set: Samples = load_samples(config.data, "val", (height, width), **options)
+        torch.manual_seed(config.seed)
+        self.model = _build_model(config).to(self.device).to(memory_format=torch.channels_last)
+        self.optimizer = _build_optimizer(self.model, config)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        per_epoch = steps_per_epoch(len(self.train_set), config.batch_size)
+        self.per_epoch = per_epoch
+        self.budget = Budget(
+            min(config.epochs * per_epoch, config.max_steps or config.epochs * per_epoch),
+            config.max_time * 60 if config.max_time else None,
+        )
+        self.step = self.epoch = self.batch = 0  # batch counts within the epoch
+        self.best_dice, self.seconds_before = -1.0, 0.0
+        self.record = Record(self.out, self.val_set.source, config.tensorboard)
+        self.stop = StopSignals()
+        if resumed is not None:
+            self._restore(resumed)
+        self.started = time.monotonic()
+
+    def _claim_out(self) -> dict[str, Any] | None:
+        """Make the output folder; the checkpoint to go on from, where one is asked for."""
+        last = self.out / "last.pt"
+        if self.config.resume:
+            content = load_checkpoint(last)
+            for key in SAME_ON_RESUME:
+                old, new = content["config"][key], asdict(self.config)[key]
+                if old != new:
+                    flag = key.replace("_", "-")
+                    raise CheckpointError(
+                        f"{last} was trained with --{flag} {old}, not {new}: give the same, or "
+                        "start a new run in another --out"
+                    )
+            return content
+        if not self.config.overwrite and (last.exists() or (self.out / "best.pt").exists()):
+            raise CheckpointError(
+                f"--out {self.out} holds an earlier run: --resume continues it, --overwrite "
+                "replaces it, or choose another folder"
+            )
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--out {self.out}: {error.strerror}") from error
+        return None
+
+    def seconds(self) -> float:
+        """Time spent on this run, resumed parts together."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def fit(self) -> int:
+        """Train to the end of the budget; 0, or 130 where a signal ended it early.
+
+        Raises:
+            TrainingError: a loss or gradient norm that is not finite.
+            CheckpointError: a checkpoint could not be written.
+        """
+        with self.stop:
+            while not self.budget.spent(self.step, self.seconds()):
+                self._train_epoch()
+                if self.stop.requested or not self._finish_epoch():
+                    return self._interrupted()
+        self.record.pictures(self.model, self.val_set)
+        self.record.say(f"best Dice {self.best_dice:.4f}; everything is in {self.out}")
+        return 0
+
+    def _train_epoch(self) -> None:
+        """Go through what is left of the epoch, or of the budget."""
+        config = self.config
+        batches = train_batches(
+            self.train_set,
+            config.batch_size,
+            seed=config.seed,
+            epoch=self.epoch,
+            start=self.batch,
+            augment=config.augment,
+            workers=config.workers,
+        )
+        self.model.train()
+        with self.record.bar(self.epoch, self.per_epoch, self.batch) as bar:
+            for images, masks in batches:
+                lr = self._set_lr()
+                losses, norm = self.train_step(images, masks)
+                self.step, self.batch = self.step + 1, self.batch + 1
+                bar.step(self.step, losses, norm, lr, len(images))
+                if self.stop.requested or self.budget.spent(self.step, self.seconds()):
+                    return
+
+    def _set_lr(self) -> float:
+        progress = self.budget.progress(self.step, self.seconds())
+        factor = lr_factor(self.config.schedule, self.step, self.config.warmup_steps, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * factor
+        return self.config.lr * factor
+
+    def train_step(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """One optimizer step.
+
+        Args:
+            images: uint8 [B, 3, H, W]. masks: uint8 [B, 1, H, W], 0..255.
+
+        Returns:
+            The losses of map_2, map_1 and map_x [3], and the gradient norm before clipping.
+
+        Raises:
+            TrainingError: loss or norm is not finite; the weights are then unchanged.
+        """
+        images = normalise(images.to(self.device, non_blocking=True))
+        masks = masks.to(self.device, non_blocking=True).float() / 255
+        bf16 = self.config.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            map_x, map_1, map_2 = self.model(images)
+        # One call for all heads: the weight map of the mask is computed once.
+        per_image = fastclip.structure_loss((map_2, map_1, map_x), masks, reduction="none")
+        losses = per_image.mean(dim=(1, 2))  # [3]
+        loss = torch.dot(losses, losses.new_tensor(HEAD_WEIGHTS))
+        self._require_finite("loss", loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = fastclip.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        self._require_finite("gradient norm", norm)
+        self.optimizer.step()
+        return losses.detach(), norm
+
+    def _require_finite(self, what: str, value: Tensor) -> None:
+        if not math.isfinite(value.item()):
+            raise TrainingError(
+                f"the {what} is {value.item()} at step {self.step}: lower --lr or --clip-norm; "
+                f"the checkpoints in {self.out} are from before"
+            )
+
+    def _finish_epoch(self) -> bool:
+        """Validate and save; False where a signal cut the validation short."""
+        result = evaluate(
+            self.model, self.val_set, self.config.batch_size, lambda: self.stop.requested
+        )
+        if result is None:
+            return False
+        self.record.validated(self.epoch, self.step, self.seconds(), result)
+        if self.batch >= self.per_epoch:
+            self.epoch, self.batch = self.epoch + 1, 0
+        if result.dice > self.best_dice:
+            self.best_dice = result.dice
+            save_checkpoint(self.out / "best.pt", self._content(result))
+        self._save_last()
+        return True
+
+    def _interrupted(self) -> int:
+        self._save_last()
+        self.record.say(
+            f"stopped at step {self.step}; {self.out / 'last.pt'} is saved: the same command with "
+            f"--resume --out {self.out} goes on"
+        )
+        return INTERRUPTED
+
+    def _content(self, result: Evaluation | None = None) -> dict[str, Any]:
+        config = asdict(self.config)
+        config = {k: str(v) if isinstance(v, Path) else v for k, v in config.items()}
+        scores = {} if result is None else {"dice": result.dice, "loss": result.loss}
+        return {
+            "model": self.config.model,
+            "weights": self.model.state_dict(),
+            "config": config,
+            "step": self.step,
+            **scores,
+        }
+
+    def _save_last(self) -> None:
+        cuda = self.device.type == "cuda"
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "seconds": self.seconds(),
+            "best_dice": self.best_dice,
+            "rng": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+            "record": self.record.state(),
+        }
+        save_checkpoint(self.out / "last.pt", {**self._content(), **state})
+
+    def _restore(self, content: dict[str, Any]) -> None:
+        file = self.out / "last.pt"
+        load_weights(self.model, content, file)
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.step, self.epoch, self.batch = (content[k] for k in ("step", "epoch", "batch"))
+        self.best_dice, self.seconds_before = content["best_dice"], content["seconds"]
+        self.record.restore(content["record"])
+        torch.set_rng_state(content["rng"])
+        if content["rng_cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(content["rng_cuda"], self.device)
+
+
+def _build_model(config: TrainConfig) -> TransFuse:
+    model = create_model(config.model)
+    if config.pretrained or config.resnet_weights or config.deit_weights:
+        load_backbones(model, resnet=config.resnet_weights, deit=config.deit_weights)
+    return model
+
+
+def _build_optimizer(model: TransFuse, config: TrainConfig) -> torch.optim.Optimizer:
+    groups = fastclip.param_groups(model, lr=config.lr, weight_decay=config.weight_decay)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999), fused=True)
+    return torch.optim.Adam(groups, lr=config.lr, betas=(0.5, 0.999), fused=True)
+
+
+def run_train(config: TrainConfig) -> int:
+    """`fastclip train`: the exit code."""
+    trainer = Trainer(config)
+    trainer.record.say(
+        f"{config.model}, {sum(p.numel() for p in trainer.parameters) / 1e6:.1f} M parameters, "
+        f"{config.size}, on {trainer.device}; {len(trainer.train_set)} images of "
+        f"{trainer.train_set.source}, {len(trainer.val_set)} of {trainer.val_set.source}"
+    )
+    return trainer.fit()
