@@ -1,0 +1,224 @@
+// Compiled once per instruction-set level: see isa.h for the rule that goes with it.
+#include "grad_norm_kernels.h"
+
+#include <math.h>
+
+#include "simd.h"
+
+namespace fastclip::cpu::FASTCLIP_ISA {
+namespace {
+
+typedef uint64_t u64v __attribute__((vector_size(8 * kLanes)));
+
+// float32 lanes are emptied into double after this many elements: 16 additions a lane bound the
+// rounding error of a sum of squares by 16 * 2^-24, however large the tensor.
+constexpr int64_t kBlock = 64 * kLanes;
+
+// A float32 sum of squares inside these bounds has lost nothing that matters to overflow or to
+// squares under 2^-126 (at most 2^16 elements, 1.2e-38 each). Outside, the chunk is summed again.
+constexpr double kFloatLow = 1e-25, kFloatHigh = 1e38;
+constexpr double kDoubleLow = 1e-290, kDoubleHigh = 1e300;
+
+struct Square {
+  template <class V>
+  FASTCLIP_INLINE V add(V sum, V x) {
+    return sum + x * x;
+  }
+};
+
+struct Magnitude {
+  FASTCLIP_INLINE f32v add(f32v sum, f32v x) { return sum + abs(x); }
+  FASTCLIP_INLINE f64v add(f64v sum, f64v x) {
+    return sum + bit_cast<f64v>(bit_cast<u64v>(x) & 0x7fffffffffffffffull);
+  }
+};
+
+template <class Op, class T>
+FASTCLIP_INLINE double sum_of(const T* x, int64_t n) {
+  f64v total{};
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    f32v a{}, b{}, c{}, d{};
+    for (int64_t j = i; j < i + kBlock; j += 4 * kLanes) {
+      a = Op::add(a, load(x + j));
+      b = Op::add(b, load(x + j + kLanes));
+      c = Op::add(c, load(x + j + 2 * kLanes));
+      d = Op::add(d, load(x + j + 3 * kLanes));
+    }
+    total += __builtin_convertvector((a + b) + (c + d), f64v);
+  }
+  f32v a{}, b{};
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    a = Op::add(a, load(x + i));
+    b = Op::add(b, load(x + i + kLanes));
+  }
+  for (; i + kLanes <= n; i += kLanes) a = Op::add(a, load(x + i));
+  if (i < n) b = Op::add(b, load_part(x + i, n - i));
+  return sum_lanes(total + __builtin_convertvector(a + b, f64v));
+}
+
+template <class Op>
+FASTCLIP_INLINE double sum_of(const double* x, int64_t n) {
+  f64v a{}, b{};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    a = Op::add(a, load_raw<f64v>(x + i));
+    b = Op::add(b, load_raw<f64v>(x + i + kLanes));
+  }
+  double padded[2 * kLanes] = {};
+  memcpy(padded, x + i, (n - i) * sizeof(double));
+  a = Op::add(a, load_raw<f64v>(padded));
+  b = Op::add(b, load_raw<f64v>(padded + kLanes));
+  return sum_lanes(a + b);
+}
+
+template <class T>
+FASTCLIP_INLINE double scalar(const T* x, int64_t i) {
+  return load_part(x + i, 1)[0];
+}
+FASTCLIP_INLINE double scalar(const float* x, int64_t i) { return x[i]; }
+FASTCLIP_INLINE double scalar(const double* x, int64_t i) { return x[i]; }
+
+// The wide road, in x87's 64-bit mantissa and 15-bit exponent (or whatever long double is here).
+template <class T, class F>
+FASTCLIP_INLINE long double sum_wide(const T* x, int64_t n, F power) {
+  long double total = 0;
+  for (int64_t i = 0; i < n; ++i) total += power(fabsl((long double)scalar(x, i)));
+  return total;
+}
+
+template <class T>
+FASTCLIP_INLINE long double sum_squares(const T* x, int64_t n) {
+  const bool is_double = sizeof(T) == sizeof(double);
+  const double low = is_double ? kDoubleLow : kFloatLow;
+  const double high = is_double ? kDoubleHigh : kFloatHigh;
+  const double total = sum_of<Square>(x, n);
+  if (total >= low && total <= high) return total;
+  if (is_double) return sum_wide(x, n, [](long double v) { return v * v; });
+  double wide = 0;  // the square of any float fits a double
+  for (int64_t i = 0; i < n; ++i) wide += scalar(x, i) * scalar(x, i);
+  return wide;
+}
+
+template <class T>
+FASTCLIP_INLINE long double sum_magnitudes(const T* x, int64_t n) {
+  const double total = sum_of<Magnitude>(x, n);
+  if (total <= (sizeof(T) == sizeof(double) ? kDoubleHigh : kFloatHigh)) return total;
+  return sum_wide(x, n, [](long double v) { return v; });
+}
+
+template <class T>
+FASTCLIP_INLINE long double sum_powers(const T* x, int64_t n, double p) {
+  double total = 0;
+  for (int64_t i = 0; i < n; ++i) total += pow(fabs(scalar(x, i)), p);
+  if (total >= kDoubleLow && total <= kDoubleHigh) return total;
+  return sum_wide(x, n, [p](long double v) { return powl(v, p); });
+}
+
+// As integers, magnitudes keep their order and NaN comes above infinity, so it is never lost.
+template <class T>
+FASTCLIP_INLINE double max_magnitude(const T* x, int64_t n) {
+  u32v a{}, b{};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    const u32v v = bit_cast<u32v>(abs(load(x + i)));
+    const u32v w = bit_cast<u32v>(abs(load(x + i + kLanes)));
+    a = v > a ? v : a;
+    b = w > b ? w : b;
+  }
+  for (; i < n; i += kLanes) {
+    const u32v v = bit_cast<u32v>(abs(load_part(x + i, n - i < kLanes ? n - i : kLanes)));
+    a = v > a ? v : a;
+  }
+  uint32_t best = 0;
+  for (int l = 0; l < kLanes; ++l) best = a[l] > best ? a[l] : best;
+  for (int l = 0; l < kLanes; ++l) best = b[l] > best ? b[l] : best;
+  return bit_cast<float>(best);
+}
+
+FASTCLIP_INLINE double max_magnitude(const double* x, int64_t n) {
+  uint64_t best = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint64_t v = bit_cast<uint64_t>(x[i]) & 0x7fffffffffffffffull;
+    best = v > best ? v : best;
+  }
+  return bit_cast<double>(best);
+}
+
+template <class T>
+FASTCLIP_INLINE double min_magnitude(const T* x, int64_t n) {
+  double best = INFINITY;
+  for (int64_t i = 0; i < n; ++i) {
+    const double v = fabs(scalar(x, i));
+    if (v < best || v != v) best = v;
+    if (v != v) break;
+  }
+  return best;
+}
+
+template <class T>
+long double reduce(const void* data, int64_t n, NormKind kind, double p) {
+  const T* x = static_cast<const T*>(data);
+  switch (kind) {
+    case NormKind::kL1: return sum_magnitudes(x, n);
+    case NormKind::kL2: return sum_squares(x, n);
+    case NormKind::kMax: return max_magnitude(x, n);
+    case NormKind::kMin: return min_magnitude(x, n);
+    default: return sum_powers(x, n, p);
+  }
+}
+
+long double reduce_chunk(const Chunk& chunk, NormKind kind, double p) {
+  switch (chunk.dtype) {
+    case DType::kF32: return reduce<float>(chunk.data, chunk.numel, kind, p);
+    case DType::kF64: return reduce<double>(chunk.data, chunk.numel, kind, p);
+    case DType::kBF16: return reduce<bfloat_t>(chunk.data, chunk.numel, kind, p);
+    default: return reduce<half_t>(chunk.data, chunk.numel, kind, p);
+  }
+}
+
+template <class T>
+void scale(void* data, int64_t n, double factor) {
+  T* x = static_cast<T*>(data);
+  const f32v f = splat((float)factor);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(x + i, load(x + i) * f);
+  if (i < n) store_part(x + i, load_part(x + i, n - i) * f, n - i);
+}
+
+void scale_doubles(void* data, int64_t n, double factor) {
+  double* x = static_cast<double*>(data);
+  for (int64_t i = 0; i < n; ++i) x[i] *= factor;
+}
+
+void scale_chunk(const Chunk& chunk, double factor) {
+  switch (chunk.dtype) {
+    case DType::kF32: return scale<float>(chunk.data, chunk.numel, factor);
+    case DType::kF64: return scale_doubles(chunk.data, chunk.numel, factor);
+    case DType::kBF16: return scale<bfloat_t>(chunk.data, chunk.numel, factor);
+    default: return scale<half_t>(chunk.data, chunk.numel, factor);
+  }
+}
+
+}  // namespace
+
+void reduce_chunks(const Tasks& tasks, NormKind kind, double p, long double* partial) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(tasks.threads) if (tasks.threads > 1)
+  for (int64_t t = 0; t < tasks.count; ++t) {
+    for (int64_t c = tasks.bounds[t]; c < tasks.bounds[t + 1]; ++c) {
+      partial[c] = reduce_chunk(tasks.chunks[c], kind, p);
+    }
+  }
+}
+
+void scale_chunks(const Tasks& tasks, double factor) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(tasks.threads) if (tasks.threads > 1)
+  for (int64_t i = 0; i < tasks.count; ++i) {
+    const int64_t t = tasks.count - 1 - i;
+    for (int64_t c = tasks.bounds[t]; c < tasks.bounds[t + 1]; ++c) {
+      scale_chunk(tasks.chunks[c], factor);
+    }
+  }
+}
+
+}  // namespace fastclip::cpu::FASTCLIP_ISA

@@ -1,0 +1,28 @@
+// What grad_norm_kernels.cpp defines at each instruction-set level. No std templates: see isa.h.
+#pragma once
+
+#include <stdint.h>
+
+#include "../chunk.h"
+#include "isa.h"
+
+namespace fastclip::cpu {
+
+enum class NormKind { kL1, kL2, kMax, kMin, kPower };
+
+// Work shared by both passes: chunks, and the task boundaries between them.
+struct Tasks {
+  const Chunk* chunks;
+  const int64_t* bounds;  // task t is chunks bounds[t] .. bounds[t + 1]
+  int64_t count;
+  int threads;
+};
+
+// partial[c] = sum of |x|, x^2 or |x|^p over chunk c, or its largest or smallest |x|.
+FASTCLIP_DECLARE(void reduce_chunks(const Tasks& tasks, NormKind kind, double p,
+                                    long double* partial))
+
+// x *= factor over all chunks, last task first: its end is what the caches still hold.
+FASTCLIP_DECLARE(void scale_chunks(const Tasks& tasks, double factor))
+
+}  // namespace fastclip::cpu

@@ -1,0 +1,153 @@
+// A register of floats as one value (GCC and clang vector extensions), with loads and stores that
+// convert from any dtype. Everything here has internal linkage: see the rule in isa.h.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#define FASTCLIP_INLINE static inline __attribute__((always_inline))
+
+namespace fastclip::cpu {
+namespace {
+
+// As many floats as one register of the level holds: wider vectors would be taken apart, badly.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float f32v __attribute__((vector_size(4 * kLanes)));
+typedef int32_t i32v __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t u32v __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t u16v __attribute__((vector_size(2 * kLanes)));
+typedef uint8_t u8v __attribute__((vector_size(kLanes)));
+typedef double f64v __attribute__((vector_size(8 * kLanes)));
+
+struct half_t {
+  uint16_t bits;
+};
+struct bfloat_t {
+  uint16_t bits;
+};
+
+template <class To, class From>
+FASTCLIP_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+template <class V>
+FASTCLIP_INLINE V load_raw(const void* p) {
+  V v;
+  memcpy(&v, p, sizeof(V));
+  return v;
+}
+
+FASTCLIP_INLINE f32v splat(float x) { return f32v{} + x; }
+
+FASTCLIP_INLINE f32v abs(f32v x) { return bit_cast<f32v>(bit_cast<u32v>(x) & 0x7fffffffu); }
+FASTCLIP_INLINE double abs(double x) { return __builtin_fabs(x); }
+
+// Portable half <-> float; F16C's instructions do the same where the level has them.
+FASTCLIP_INLINE f32v half_to_float(u16v h) {
+#if defined(__AVX512F__)
+  return (f32v)_mm512_cvtph_ps((__m256i)h);
+#elif defined(__F16C__)
+  return (f32v)_mm256_cvtph_ps((__m128i)h);
+#else
+  const u32v bits = __builtin_convertvector(h, u32v);
+  const u32v magnitude = (bits & 0x7fffu) << 13;
+  // 2^112 moves half's exponent bias to float's and normalises subnormals on the way.
+  f32v value = bit_cast<f32v>(magnitude) * 0x1p112f;
+  const i32v special = (i32v)(magnitude >= (u32v{} + 0x0f800000u));
+  const f32v infinite = bit_cast<f32v>(magnitude | 0x7f800000u);
+  value = special ? infinite : value;
+  return bit_cast<f32v>(bit_cast<u32v>(value) | ((bits & 0x8000u) << 16));
+#endif
+}
+
+FASTCLIP_INLINE u16v float_to_half(f32v x) {
+#if defined(__AVX512F__)
+  return (u16v)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__F16C__)
+  return (u16v)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
+#else
+  const u32v bits = bit_cast<u32v>(x);
+  const u32v magnitude = bits & 0x7fffffffu;
+  // Normal halves: rebias and round to nearest, ties to even, in integers; a carry reaches
+  // infinity.
+  const u32v normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Subnormal halves: adding 0.5 lines their last bit up with float's last bit.
+  const u32v subnormal = bit_cast<u32v>(bit_cast<f32v>(magnitude) + 0.5f) - 0x3f000000u;
+  u32v half = magnitude < (u32v{} + 0x38800000u) ? subnormal : normal;
+  half = magnitude >= (u32v{} + 0x47800000u) ? (u32v{} + 0x7c00u) : half;
+  half = magnitude > (u32v{} + 0x7f800000u) ? (u32v{} + 0x7e00u) : half;
+  return __builtin_convertvector(half | ((bits >> 16) & 0x8000u), u16v);
+#endif
+}
+
+FASTCLIP_INLINE f32v bfloat_to_float(u16v b) {
+  return bit_cast<f32v>(__builtin_convertvector(b, u32v) << 16);
+}
+
+FASTCLIP_INLINE u16v float_to_bfloat(f32v x) {
+  const u32v bits = bit_cast<u32v>(x);
+  const u32v rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // nearest, ties to even
+  const u32v is_nan = (u32v)((bits & 0x7fffffffu) > (u32v{} + 0x7f800000u));
+  const u32v out = (is_nan & 0x7fc0u) | (~is_nan & rounded);
+  return __builtin_convertvector(out, u16v);
+}
+
+FASTCLIP_INLINE f32v load(const float* p) { return load_raw<f32v>(p); }
+FASTCLIP_INLINE f32v load(const half_t* p) { return half_to_float(load_raw<u16v>(p)); }
+FASTCLIP_INLINE f32v load(const bfloat_t* p) { return bfloat_to_float(load_raw<u16v>(p)); }
+FASTCLIP_INLINE f32v load(const uint8_t* p) {
+  return __builtin_convertvector(__builtin_convertvector(load_raw<u8v>(p), i32v), f32v);
+}
+FASTCLIP_INLINE f32v load(const double* p) {
+  return __builtin_convertvector(load_raw<f64v>(p), f32v);
+}
+
+FASTCLIP_INLINE void store(float* p, f32v x) { memcpy(p, &x, sizeof(x)); }
+FASTCLIP_INLINE void store(half_t* p, f32v x) {
+  const u16v h = float_to_half(x);
+  memcpy(p, &h, sizeof(h));
+}
+FASTCLIP_INLINE void store(bfloat_t* p, f32v x) {
+  const u16v b = float_to_bfloat(x);
+  memcpy(p, &b, sizeof(b));
+}
+
+// The first n < kLanes elements, the rest zero; and their way back.
+template <class T>
+FASTCLIP_INLINE f32v load_part(const T* p, int64_t n) {
+  T padded[kLanes];
+  memset(padded, 0, sizeof(padded));
+  memcpy(padded, p, n * sizeof(T));
+  return load(padded);
+}
+
+template <class T>
+FASTCLIP_INLINE void store_part(T* p, f32v x, int64_t n) {
+  T padded[kLanes];
+  store(padded, x);
+  memcpy(p, padded, n * sizeof(T));
+}
+
+FASTCLIP_INLINE double sum_lanes(f64v x) {
+  double total = 0;
+  for (int i = 0; i < kLanes; ++i) total += x[i];
+  return total;
+}
+
+}  // namespace
+}  // namespace fastclip::cpu

@@ -1,0 +1,121 @@
+#include "structure_loss.h"
+
+#include <omp.h>
+
+#include <algorithm>
+
+namespace fastclip::cpu {
+namespace {
+
+constexpr int64_t kSerialPixels = 16 * 1024;  // fewer than this many are not worth waking a thread
+constexpr int64_t kBandsWanted = 256;         // enough units for any machine's threads
+
+void structure_loss_pass(const LossPass& pass){FASTCLIP_DISPATCH(structure_loss_pass(pass))}
+
+// A fresh band pays for the rows above it that its window holds, so it is at least two windows
+// high.
+int64_t bands_per_image(int64_t images, int64_t height, int64_t radius_y) {
+  const int64_t wanted = (kBandsWanted + images - 1) / images;
+  const int64_t most = height / (4 * radius_y + 2);
+  return std::max<int64_t>(1, std::min(wanted, most));
+}
+
+// With no valid pixel there is nothing to lose: loss and gradient are zero.
+double loss_of(const LossSums& s, double smooth) {
+  if (s.bce_weight == 0) return 0;
+  const double denominator = s.total - s.intersection + smooth;
+  return s.bce / s.bce_weight + 1 - (s.intersection + smooth) / denominator;
+}
+
+LossGradient gradient_of(const LossSums& s, double smooth, double upstream) {
+  if (s.bce_weight == 0) return {0, 0, 0};
+  const double denominator = s.total - s.intersection + smooth;
+  const double scale = upstream / (denominator * denominator);
+  return {upstream / s.bce_weight, scale * (s.intersection + smooth),
+          scale * (s.total + 2 * smooth)};
+}
+
+}  // namespace
+
+int64_t loss_scratch_bytes(const LossPass& pass) {
+  constexpr int64_t kVector = 64, kSlack = 8;
+  const int64_t row = (pass.width + 2 * kVector) * static_cast<int64_t>(sizeof(double));
+  const int64_t run = row + 2 * pass.radius_x * static_cast<int64_t>(sizeof(double));
+  const int64_t sums = pass.head_count * 3 * kVector * 2;
+  return (sums + run + kSlack * row + 127) / 128 * 128;
+}
+
+LossPass StructureLoss::pass() const {
+  LossPass pass{};
+  pass.images = images;
+  pass.height = height;
+  pass.width = width;
+  pass.radius_y = std::min(window / 2, height - 1);
+  pass.radius_x = std::min(window / 2, width - 1);
+  pass.bands = bands_per_image(images, height, pass.radius_y);
+  pass.band_rows = (height + pass.bands - 1) / pass.bands;
+  pass.boundary_weight = boundary_weight;
+  pass.window_area = static_cast<double>(window) * static_cast<double>(window);
+  pass.weighted_bce = weighted_bce;
+  pass.mask = mask;
+  pass.valid = valid;
+  pass.mask_dtype = mask_dtype;
+  pass.valid_dtype = valid_dtype;
+  pass.logits_dtype = logits_dtype;
+  pass.heads = heads.data();
+  pass.head_count = static_cast<int64_t>(heads.size());
+  return pass;
+}
+
+void StructureLoss::run(LossPass& pass) const {
+  const bool small = images * height * width * pass.head_count < kSerialPixels;
+  pass.threads =
+      small ? 1 : static_cast<int>(std::min<int64_t>(omp_get_max_threads(), images * pass.bands));
+  pass.scratch_bytes = loss_scratch_bytes(pass);
+  struct alignas(128) Line {
+    char bytes[128];
+  };
+  std::vector<Line> scratch(pass.threads * pass.scratch_bytes / sizeof(Line));
+  pass.scratch = scratch.data()->bytes;
+  structure_loss_pass(pass);
+}
+
+void StructureLoss::forward(LossSums* sums, double* loss) const {
+  if (images * height * width == 0) return;
+  LossPass pass = this->pass();
+  const int64_t head_count = pass.head_count;
+  std::vector<LossSums> bands(images * pass.bands * head_count);
+  pass.sums = bands.data();
+  run(pass);
+  for (int64_t image = 0; image < images; ++image) {
+    for (int64_t head = 0; head < head_count; ++head) {
+      LossSums total{};
+      for (int64_t band = 0; band < pass.bands; ++band) {  // in a fixed order
+        const LossSums& part = bands[(image * pass.bands + band) * head_count + head];
+        total.bce_weight += part.bce_weight;
+        total.bce += part.bce;
+        total.intersection += part.intersection;
+        total.total += part.total;
+      }
+      sums[head * images + image] = total;
+      loss[head * images + image] = loss_of(total, smooth);
+    }
+  }
+}
+
+void StructureLoss::backward(const LossSums* sums, const double* grad_loss) const {
+  if (images * height * width == 0) return;
+  LossPass pass = this->pass();
+  const int64_t head_count = pass.head_count;
+  std::vector<LossGradient> gradients(images * head_count);
+  for (int64_t image = 0; image < images; ++image) {
+    for (int64_t head = 0; head < head_count; ++head) {
+      const int64_t i = head * images + image;
+      gradients[image * head_count + head] = gradient_of(sums[i], smooth, grad_loss[i]);
+    }
+  }
+  pass.gradients = gradients.data();
+  run(pass);
+}
+
+}  // namespace fastclip::cpu

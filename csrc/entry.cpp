@@ -1,0 +1,154 @@
+#include "entry.h"
+
+#include <omp.h>
+
+#include <string>
+#include <vector>
+
+#include "cpu/grad_norm.h"
+#include "cpu/isa.h"
+#include "cpu/structure_loss.h"
+
+namespace fastclip {
+namespace {
+
+void require(bool condition, const std::string& message) {
+  if (!condition) throw py::value_error(message);
+}
+
+TensorView cpu_view(py::handle object, const char* name) {
+  const TensorView view = view_of(object.ptr());
+  require(view.device.type == dlpack::kCPU || view.device.type == dlpack::kCUDAHost,
+          std::string(name) + " must be on the CPU");
+  require(view.is_contiguous(), std::string(name) + " must be contiguous");
+  return view;
+}
+
+void require_same_shape(const TensorView& a, const TensorView& b, const char* name) {
+  bool same = a.ndim == b.ndim;
+  for (int32_t d = 0; same && d < a.ndim; ++d) same = a.shape[d] == b.shape[d];
+  require(same, std::string(name) + " must have the logits' shape");
+}
+
+// The arguments that forward and backward share.
+cpu::StructureLoss structure_loss(const py::sequence& logits, py::handle mask, py::handle valid,
+                                  int64_t window, double boundary_weight, double smooth,
+                                  bool weighted_bce) {
+  require(py::len(logits) > 0, "logits must hold at least one head");
+  require(window > 0 && window % 2 == 1, "window must be odd and positive");
+  const TensorView mask_view = cpu_view(mask, "mask");
+  require(mask_view.ndim == 4, "mask must be [B, C, H, W]");
+  cpu::StructureLoss loss{};
+  loss.images = mask_view.shape[0] * mask_view.shape[1];
+  loss.height = mask_view.shape[2];
+  loss.width = mask_view.shape[3];
+  loss.window = window;
+  loss.boundary_weight = boundary_weight;
+  loss.smooth = smooth;
+  loss.weighted_bce = weighted_bce;
+  loss.mask = mask_view.data;
+  loss.mask_dtype = mask_view.dtype;
+  if (!valid.is_none()) {
+    const TensorView valid_view = cpu_view(valid, "valid");
+    require_same_shape(valid_view, mask_view, "valid");
+    loss.valid = valid_view.data;
+    loss.valid_dtype = valid_view.dtype;
+  }
+  for (py::handle item : logits) {
+    const TensorView view = cpu_view(item, "logits");
+    require_same_shape(mask_view, view, "mask");
+    require(static_cast<int>(view.dtype) < kFloatDTypes, "logits must be floating point");
+    require(loss.heads.empty() || view.dtype == loss.logits_dtype, "heads must share one dtype");
+    loss.logits_dtype = view.dtype;
+    loss.heads.push_back({view.data, nullptr});
+  }
+  return loss;
+}
+
+TensorView numbers(py::handle object, const char* name, DType dtype, int64_t numel) {
+  const TensorView view = cpu_view(object, name);
+  require(view.dtype == dtype && view.numel == numel,
+          std::string(name) + " has a wrong dtype or size");
+  return view;
+}
+
+DType real_dtype(DType logits) { return logits == DType::kF64 ? DType::kF64 : DType::kF32; }
+
+}  // namespace
+
+py::tuple grad_norm(const TensorList& list, double p, bool per_tensor) {
+  std::vector<double> norms(per_tensor ? list.tensors().size() : 0);
+  double total;
+  {
+    py::gil_scoped_release unlocked;
+    total = cpu::grad_norm(list, p, per_tensor ? norms.data() : nullptr);
+  }
+  py::list each(norms.size());
+  for (size_t i = 0; i < norms.size(); ++i) each[i] = norms[i];
+  return py::make_tuple(total, each);
+}
+
+void scale_grads(const TensorList& list, double factor) {
+  py::gil_scoped_release unlocked;
+  cpu::scale_grads(list, factor);
+}
+
+py::list tensors_of(const TensorList& list) {
+  py::list tensors;
+  for (PyObject* tensor : list.tensors())
+    tensors.append(py::reinterpret_borrow<py::object>(tensor));
+  return tensors;
+}
+
+void structure_loss_forward(const py::sequence& logits, py::handle mask, py::handle valid,
+                            int64_t window, double boundary_weight, double smooth,
+                            bool weighted_bce, py::handle loss, py::handle sums) {
+  const cpu::StructureLoss problem =
+      structure_loss(logits, mask, valid, window, boundary_weight, smooth, weighted_bce);
+  const int64_t count = static_cast<int64_t>(problem.heads.size()) * problem.images;
+  const DType real = real_dtype(problem.logits_dtype);
+  const TensorView loss_view = numbers(loss, "loss", real, count);
+  const TensorView sums_view = numbers(sums, "sums", DType::kF64, 4 * count);
+  py::gil_scoped_release unlocked;
+  std::vector<double> values(count);
+  problem.forward(static_cast<cpu::LossSums*>(sums_view.data), values.data());
+  for (int64_t i = 0; i < count; ++i) {
+    if (real == DType::kF64)
+      static_cast<double*>(loss_view.data)[i] = values[i];
+    else
+      static_cast<float*>(loss_view.data)[i] = static_cast<float>(values[i]);
+  }
+}
+
+void structure_loss_backward(py::handle grad_loss, const py::sequence& logits, py::handle mask,
+                             py::handle valid, py::handle sums, int64_t window,
+                             double boundary_weight, double smooth, bool weighted_bce,
+                             const py::sequence& grads) {
+  cpu::StructureLoss problem =
+      structure_loss(logits, mask, valid, window, boundary_weight, smooth, weighted_bce);
+  const int64_t count = static_cast<int64_t>(problem.heads.size()) * problem.images;
+  const DType real = real_dtype(problem.logits_dtype);
+  const TensorView upstream_view = numbers(grad_loss, "grad_loss", real, count);
+  const TensorView sums_view = numbers(sums, "sums", DType::kF64, 4 * count);
+  require(py::len(grads) == problem.heads.size(), "grads must hold one tensor per head");
+  for (size_t h = 0; h < problem.heads.size(); ++h) {
+    const int64_t numel = problem.images * problem.height * problem.width;
+    problem.heads[h].grad = numbers(grads[h], "grads", problem.logits_dtype, numel).data;
+  }
+  py::gil_scoped_release unlocked;
+  std::vector<double> upstream(count);
+  for (int64_t i = 0; i < count; ++i) {
+    upstream[i] = real == DType::kF64 ? static_cast<const double*>(upstream_view.data)[i]
+                                      : static_cast<const float*>(upstream_view.data)[i];
+  }
+  problem.backward(static_cast<const cpu::LossSums*>(sums_view.data), upstream.data());
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["isa"] = cpu::isa_name(cpu::best_isa());
+  info["threads"] = omp_get_max_threads();
+  return info;
+}
+
+}  // namespace fastclip

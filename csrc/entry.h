@@ -1,0 +1,34 @@
+// What Python calls: arguments are checked here, the GIL is released here, kernels are called here.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <optional>
+
+#include "tensor_list.h"
+
+namespace fastclip {
+
+namespace py = pybind11;
+
+// (norm of all, list of the norm of each tensor, empty unless asked for)
+py::tuple grad_norm(const TensorList& list, double p, bool per_tensor);
+
+void scale_grads(const TensorList& list, double factor);
+
+py::list tensors_of(const TensorList& list);
+
+// loss[heads, B, C] (the logits' real type) and sums[heads, B, C, 4] (float64) are written.
+void structure_loss_forward(const py::sequence& logits, py::handle mask, py::handle valid,
+                            int64_t window, double boundary_weight, double smooth,
+                            bool weighted_bce, py::handle loss, py::handle sums);
+
+void structure_loss_backward(py::handle grad_loss, const py::sequence& logits, py::handle mask,
+                             py::handle valid, py::handle sums, int64_t window,
+                             double boundary_weight, double smooth, bool weighted_bce,
+                             const py::sequence& grads);
+
+// {"isa": ..., "threads": ..., "cuda": ...}
+py::dict build_info();
+
+}  // namespace fastclip

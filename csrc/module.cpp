@@ -1,0 +1,37 @@
+#include <pybind11/pybind11.h>
+
+#include "entry.h"
+#include "python_error.h"
+#include "tensor_list.h"
+#include "tensor_view.h"
+
+namespace py = pybind11;
+using fastclip::TensorList;
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "fastclip's CPU kernels. Private: use the functions of the fastclip package.";
+  py::register_exception<fastclip::Unsupported>(m, "Unsupported", PyExc_NotImplementedError);
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const fastclip::PythonError&) {  // already set
+    }
+  });
+  py::class_<TensorList>(m, "TensorList")
+      .def(py::init([](py::handle tensors, bool take_grads) {
+             return std::make_unique<TensorList>(tensors.ptr(), take_grads);
+           }),
+           py::arg("tensors"), py::arg("take_grads"))
+      .def("__len__", [](const TensorList& list) { return list.tensors().size(); })
+      .def_property_readonly("dtypes", &TensorList::dtypes)
+      .def_property_readonly("has_empty", &TensorList::has_empty)
+      .def_property_readonly("tensors", &fastclip::tensors_of);
+  m.def("bind_tensor_types", [](py::handle tensor, py::handle parameter) {
+    fastclip::bind_tensor_types(tensor.ptr(), parameter.ptr());
+  });
+  m.def("build_info", &fastclip::build_info);
+  m.def("grad_norm", &fastclip::grad_norm);
+  m.def("scale_grads", &fastclip::scale_grads);
+  m.def("structure_loss_forward", &fastclip::structure_loss_forward);
+  m.def("structure_loss_backward", &fastclip::structure_loss_backward);
+}

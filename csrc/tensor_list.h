@@ -1,0 +1,46 @@
+// A list of tensors cut into chunks of bounded size: what every multi-tensor kernel walks.
+#pragma once
+
+#include <Python.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "chunk.h"
+#include "tensor_view.h"
+
+namespace fastclip {
+
+class TensorList {
+ public:
+  // `tensors` is any sequence of tensors; with `take_grads` of parameters, whose gradients are
+  // taken and None skipped. Holds a reference to each, so none is freed while a kernel runs.
+  // Throws Unsupported where one of them is not for the CPU kernels.
+  TensorList(PyObject* tensors, bool take_grads);
+  ~TensorList();
+  TensorList(const TensorList&) = delete;
+  TensorList& operator=(const TensorList&) = delete;
+
+  const std::vector<PyObject*>& tensors() const { return tensors_; }
+  const std::vector<Chunk>& chunks() const { return chunks_; }
+  // Chunks task[i] .. task[i + 1] are one unit of work for a thread; bounded below in bytes, so
+  // that ten thousand tiny tensors do not become ten thousand units.
+  const std::vector<int64_t>& tasks() const { return tasks_; }
+  // Bit DType of each dtype present.
+  uint32_t dtypes() const { return dtypes_; }
+  bool has_empty() const { return has_empty_; }
+
+ private:
+  void add(PyObject* tensor);
+  void cut(const TensorView& view, int32_t index);
+  void release();
+
+  std::vector<PyObject*> tensors_;
+  std::vector<Chunk> chunks_;
+  std::vector<int64_t> tasks_{0};
+  int64_t open_task_bytes_ = 0;
+  uint32_t dtypes_ = 0;
+  bool has_empty_ = false;
+};
+
+}  // namespace fastclip

@@ -1,0 +1,102 @@
+#include "tensor_view.h"
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+
+namespace fastclip {
+namespace {
+
+const dlpack::ExchangeApi* g_api = nullptr;
+PyTypeObject* g_tensor_type = nullptr;
+PyTypeObject* g_parameter_type = nullptr;
+
+DType dtype_of(dlpack::DataType dtype) {
+  if (dtype.lanes == 1) {
+    if (dtype.code == dlpack::kFloat && dtype.bits == 32) return DType::kF32;
+    if (dtype.code == dlpack::kFloat && dtype.bits == 64) return DType::kF64;
+    if (dtype.code == dlpack::kFloat && dtype.bits == 16) return DType::kF16;
+    if (dtype.code == dlpack::kBfloat && dtype.bits == 16) return DType::kBF16;
+    if (dtype.code == dlpack::kUInt && dtype.bits == 8) return DType::kU8;
+    if (dtype.code == dlpack::kBool && dtype.bits == 8) return DType::kBool;
+  }
+  throw Unsupported("a dtype that no kernel reads");
+}
+
+}  // namespace
+
+void bind_tensor_types(PyObject* tensor_type, PyObject* parameter_type) {
+  PyObject* capsule = PyObject_GetAttrString(tensor_type, "__dlpack_c_exchange_api__");
+  if (capsule == nullptr) {
+    PyErr_Clear();
+    throw std::runtime_error(
+        "torch.Tensor has no __dlpack_c_exchange_api__: torch 2.11 or newer is needed");
+  }
+  auto* api =
+      static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+  Py_DECREF(capsule);
+  while (api != nullptr && api->header.version.major != 1) {
+    api = reinterpret_cast<const dlpack::ExchangeApi*>(api->header.previous);
+  }
+  if (api == nullptr || api->dltensor_from_py_object_no_sync == nullptr) {
+    PyErr_Clear();
+    throw std::runtime_error("torch offers no version 1 of DLPack's C exchange API");
+  }
+  g_api = api;
+  g_tensor_type = reinterpret_cast<PyTypeObject*>(tensor_type);
+  g_parameter_type = reinterpret_cast<PyTypeObject*>(parameter_type);
+  Py_INCREF(tensor_type);  // kept for the life of the process
+  Py_INCREF(parameter_type);
+}
+
+TensorView view_of(PyObject* object) {
+  if (g_api == nullptr) throw std::runtime_error("fastclip._native is not bound to torch yet");
+  if (Py_TYPE(object) != g_tensor_type && Py_TYPE(object) != g_parameter_type) {
+    throw Unsupported(std::string("a ") + Py_TYPE(object)->tp_name + ", not a plain tensor");
+  }
+  dlpack::Tensor tensor{};
+  if (g_api->dltensor_from_py_object_no_sync(object, &tensor) != 0) {
+    PyErr_Clear();
+    throw Unsupported("a tensor without plain storage");
+  }
+  TensorView view{};
+  view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  view.dtype = dtype_of(tensor.dtype);
+  view.device = tensor.device;
+  view.ndim = tensor.ndim;
+  view.shape = tensor.shape;
+  view.strides = tensor.strides;
+  view.numel = std::accumulate(tensor.shape, tensor.shape + tensor.ndim, int64_t{1},
+                               [](int64_t a, int64_t b) { return a * b; });
+  return view;
+}
+
+bool TensorView::is_contiguous() const {
+  if (numel == 0) return true;
+  int64_t expected = 1;
+  for (int32_t d = ndim - 1; d >= 0; --d) {
+    if (shape[d] == 1) continue;
+    if (strides[d] != expected) return false;
+    expected *= shape[d];
+  }
+  return true;
+}
+
+bool TensorView::is_dense() const {
+  if (is_contiguous()) return true;
+  constexpr int32_t kMaxDims = 16;
+  if (ndim > kMaxDims) return false;
+  int32_t order[kMaxDims];
+  std::iota(order, order + ndim, 0);
+  std::sort(order, order + ndim, [this](int32_t a, int32_t b) { return strides[a] < strides[b]; });
+  int64_t expected = 1;
+  for (int32_t i = 0; i < ndim; ++i) {
+    const int32_t d = order[i];
+    if (shape[d] == 1) continue;
+    if (strides[d] != expected) return false;
+    expected *= shape[d];
+  }
+  return true;
+}
+
+}  // namespace fastclip

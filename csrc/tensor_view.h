@@ -1,0 +1,51 @@
+// A borrowed view of one torch tensor: pointer, dtype, shape, strides, device. No torch header.
+#pragma once
+
+#include <Python.h>
+
+#include <cstdint>
+#include <stdexcept>
+
+#include "chunk.h"
+#include "dlpack.h"
+
+namespace fastclip {
+
+constexpr int64_t item_size(DType dtype) {
+  switch (dtype) {
+    case DType::kF64: return 8;
+    case DType::kF32: return 4;
+    case DType::kBF16:
+    case DType::kF16: return 2;
+    default: return 1;
+  }
+}
+
+// This tensor is for the reference road; Python sees it as fastclip._native.Unsupported.
+struct Unsupported : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct TensorView {
+  void* data;
+  DType dtype;
+  dlpack::Device device;
+  int32_t ndim;
+  const int64_t* shape;    // owned by the tensor
+  const int64_t* strides;  // in elements, owned by the tensor
+  int64_t numel;
+
+  // Row-major without gaps: element i lies at data[i].
+  bool is_contiguous() const;
+  // Some permutation of the dimensions is contiguous, so the elements fill data[0 .. numel).
+  bool is_dense() const;
+};
+
+// Tells this module which Python types are plain tensors. Called once, by fastclip's Python side.
+void bind_tensor_types(PyObject* tensor_type, PyObject* parameter_type);
+
+// Views an exact torch.Tensor or nn.Parameter. Throws Unsupported for subclasses, layouts without
+// storage (sparse, meta) and dtypes that no kernel reads. The view is valid while `object` lives.
+TensorView view_of(PyObject* object);
+
+}  // namespace fastclip

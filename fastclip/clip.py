@@ -1,0 +1,156 @@
+"""Gradient clipping: torch.nn.utils' four functions, with one pass over memory."""
+
+from __future__ import annotations
+
+import types
+import warnings
+from collections.abc import Iterable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import utils as _torch_clip
+
+from fastclip.ops import grad_norm as op
+
+_Tensors: TypeAlias = Tensor | Iterable[Tensor]
+
+_EPS = 1e-6  # torch's: the coefficient is max_norm / (norm + 1e-6)
+_NONFINITE = (
+    "The total norm of order {p} for gradients from `parameters` is non-finite, so it cannot be "
+    "clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
+    "`error_if_nonfinite=False`"
+)
+_NAMED = 5  # how many offending gradients an error names
+_torch_clip_grad_value_ = _torch_clip.clip_grad_value_
+
+
+def clip_grad_norm_(
+    parameters: _Tensors,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """Scales gradients in place so that their total norm is at most `max_norm`.
+
+    Every gradient is multiplied by ``min(1, max_norm / (total_norm + 1e-6))``, and none is written
+    where that is 1. A drop-in for :func:`torch.nn.utils.clip_grad_norm_`.
+
+    Args:
+        parameters: a tensor or an iterable of tensors, whose ``.grad`` is clipped; None is skipped.
+        max_norm: the largest norm left alone.
+        norm_type: p of the p-norm over all elements; ``'inf'`` for the largest magnitude.
+        error_if_nonfinite: raise, before any gradient changes, where the norm is not finite.
+        foreach: passed on to torch where torch does the work; the kernels need no such choice.
+
+    Returns:
+        The norm before clipping, 0-d, on the first gradient's device, in the gradients' promoted
+        dtype. The sum behind it is taken in double precision, and the coefficient from that sum.
+
+    Raises:
+        RuntimeError: the norm is not finite and `error_if_nonfinite` is set.
+        TypeError, ValueError: `max_norm` or `norm_type` is not a number.
+    """
+    if isinstance(parameters, Tensor):
+        parameters = [parameters]
+    elif not isinstance(parameters, list):
+        is_generator = isinstance(parameters, types.GeneratorType)
+        parameters = list(parameters)
+        if is_generator and not parameters:
+            warnings.warn(
+                "`parameters` is an empty generator, no gradient clipping will occur.",
+                stacklevel=2,
+            )
+    limit, p = _number("max_norm", max_norm), _number("norm_type", norm_type)
+    grads = op.collect(parameters, take_grads=True)
+    if grads is None or not grads.has_norm(p):
+        return op.clip_ref_(parameters, limit, p, error_if_nonfinite, foreach)
+    if not len(grads):
+        return torch.tensor(0.0)
+    norm = grads.norm(p)
+    total = _as_tensor(norm, grads.dtype)
+    if error_if_nonfinite:
+        _require_finite(total, grads, p)
+    _scale(grads, limit, norm)
+    return total
+
+
+def get_total_norm(
+    tensors: _Tensors,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """The norm of all elements of some tensors, as if they were one vector.
+
+    A drop-in for :func:`torch.nn.utils.get_total_norm`; arguments, result and errors are those of
+    :func:`clip_grad_norm_`, but that these are the tensors themselves and not parameters.
+    """
+    tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    p = _number("norm_type", norm_type)
+    values = op.collect(tensors, take_grads=False)
+    if values is None or not values.has_norm(p):
+        return op.total_norm_ref(tensors, p, error_if_nonfinite, foreach)
+    if not len(values):
+        return torch.tensor(0.0)
+    total = _as_tensor(values.norm(p), values.dtype)
+    if error_if_nonfinite:
+        _require_finite(total, values, p)
+    return total
+
+
+def clip_grads_with_norm_(
+    parameters: _Tensors,
+    max_norm: float,
+    total_norm: Tensor,
+    foreach: bool | None = None,
+) -> None:
+    """Scales gradients in place by ``min(1, max_norm / (total_norm + 1e-6))``.
+
+    A drop-in for :func:`torch.nn.utils.clip_grads_with_norm_`.
+
+    Args:
+        parameters, max_norm, foreach: as in :func:`clip_grad_norm_`.
+        total_norm: a norm computed before, 0-d.
+    """
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    limit = _number("max_norm", max_norm)
+    on_host = type(total_norm) is Tensor and total_norm.device.type == "cpu"
+    grads = op.collect(parameters, take_grads=True) if on_host else None
+    if grads is None:
+        op.scale_ref_(parameters, limit, total_norm, foreach)
+    elif len(grads):
+        _scale(grads, limit, float(total_norm))
+
+
+def clip_grad_value_(parameters: _Tensors, clip_value: float, foreach: bool | None = None) -> None:
+    """Clamps every gradient element to [-clip_value, clip_value]: torch's own function."""
+    _torch_clip_grad_value_(parameters, _number("clip_value", clip_value), foreach)
+
+
+def _number(name: str, value: float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error} ({name} must be a number)") from None
+
+
+def _as_tensor(norm: float, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(norm, dtype=torch.float64, device="cpu").to(dtype)
+
+
+def _scale(grads: op.GradList, max_norm: float, norm: float) -> None:
+    coefficient = max_norm / (norm + _EPS)
+    if not coefficient >= 1:  # NaN scales too, and makes every gradient NaN
+        grads.scale_(coefficient)
+
+
+def _require_finite(total: Tensor, grads: op.GradList, p: float) -> None:
+    if total.isfinite():
+        return
+    norms = torch.tensor(grads.norms(p), dtype=torch.float64)
+    bad = (~norms.isfinite()).nonzero().flatten().tolist()
+    named = ", ".join(str(i) for i in bad[:_NAMED]) + (", ..." if len(bad) > _NAMED else "")
+    where = f". Non-finite: gradients {named} of {len(grads)}" if bad else ""
+    raise RuntimeError(_NONFINITE.format(p=p) + where)

@@ -1,0 +1,1 @@
+"""Triton kernels, one op a file. The only folder that imports triton."""

@@ -1,0 +1,26 @@
+"""The native core, bound to torch, or the reason why it is not there."""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+import torch
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    if os.environ.get("FASTCLIP_NATIVE") == "0":
+        return None, "FASTCLIP_NATIVE=0 is set"
+    try:
+        from fastclip import _native
+    except ImportError as error:
+        return None, f"this install has no native core ({error})"
+    try:
+        _native.bind_tensor_types(torch.Tensor, torch.nn.Parameter)
+    except RuntimeError as error:
+        return None, str(error)
+    return _native, ""
+
+
+core, why_missing = _load()
+"""The extension module, or None; and why it is None."""

@@ -1,0 +1,165 @@
+"""The op `structure_loss`: boundary-weighted BCE + weighted IoU of every image, head and channel.
+
+Owner on the CPU: the native core, through torch.library so that autograd, torch.compile and fake
+tensors see one op. Other devices run the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastclip import native
+
+_OPTIONS = "int window, float boundary_weight, float smooth, bool weighted_bce"
+_INPUTS = f"Tensor[] logits, Tensor mask, Tensor? valid, {_OPTIONS}"
+torch.library.define("fastclip::structure_loss", f"({_INPUTS}) -> (Tensor loss, Tensor sums)")
+torch.library.define(
+    "fastclip::structure_loss_backward",
+    f"(Tensor grad_loss, Tensor sums, {_INPUTS}) -> Tensor[]",
+)
+
+
+def structure_loss_ref(
+    logits: Sequence[Tensor],
+    mask: Tensor,
+    valid: Tensor | None,
+    window: int,
+    boundary_weight: float,
+    smooth: float,
+    weighted_bce: bool,
+) -> Tensor:
+    """The loss of every head, image and channel in plain torch: [heads, B, C]."""
+    real = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
+    exists = torch.ones_like(mask, dtype=real) if valid is None else (valid != 0).to(real)
+    m = torch.where(exists != 0, mask.to(real), 0)
+    pooled = F.avg_pool2d(m, window, stride=1, padding=window // 2)  # zeros outside count
+    w = exists * (1 + boundary_weight * (pooled - m).abs())  # [B, C, H, W]
+    v = w if weighted_bce else exists
+    pixels = (2, 3)
+    v_sum = v.sum(pixels)
+    losses = []
+    for head in logits:
+        x = torch.where(exists != 0, head.to(real), 0)
+        bce = F.binary_cross_entropy_with_logits(x, m, reduction="none")
+        s = x.sigmoid()
+        intersection = (s * m * w).sum(pixels)
+        denominator = ((s + m) * w).sum(pixels) - intersection + smooth
+        empty = v_sum == 0  # no valid pixel: nothing to lose
+        bce_mean = (v * bce).sum(pixels) / v_sum.masked_fill(empty, 1)
+        iou = (intersection + smooth) / denominator.masked_fill(empty, 1)
+        losses.append((bce_mean + 1 - iou).masked_fill(empty, 0))
+    return torch.stack(losses)  # [heads, B, C]
+
+
+def structure_loss(
+    logits: Sequence[Tensor],
+    mask: Tensor,
+    valid: Tensor | None,
+    window: int,
+    boundary_weight: float,
+    smooth: float,
+    weighted_bce: bool,
+) -> Tensor:
+    """As `structure_loss_ref`, by the owner of the logits' device."""
+    options = (window, boundary_weight, smooth, weighted_bce)
+    if owner(mask.device.type)[1]:
+        return structure_loss_ref(logits, mask, valid, *options)
+    return torch.ops.fastclip.structure_loss(list(logits), mask, valid, *options)[0]
+
+
+def owner(device: str) -> tuple[str, str]:
+    """(implementation, why it is not a kernel) for a device type."""
+    if device != "cpu":
+        return "reference", f"fastclip has no {device} kernel for it yet"
+    if native.core is None:
+        return "reference", native.why_missing
+    return f"native ({native.core.build_info()['isa']})", ""
+
+
+def _real(logits: Sequence[Tensor]) -> torch.dtype:
+    return torch.float64 if logits[0].dtype == torch.float64 else torch.float32
+
+
+def _plain(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> tuple[Any, ...]:
+    if mask.dtype not in (torch.uint8, torch.bool) and not mask.dtype.is_floating_point:
+        mask = mask.to(_real(logits))
+    if valid is not None:
+        valid = (valid != 0).contiguous()
+    return [head.contiguous() for head in logits], mask.contiguous(), valid
+
+
+@torch.library.impl("fastclip::structure_loss", "cpu")
+def _forward(
+    logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor]:
+    loss, sums = _fake_forward(logits, mask, valid, *options)
+    plain = _plain(logits, mask, valid)
+    native.core.structure_loss_forward(*plain, *options, loss, sums)  # type: ignore[union-attr]
+    return loss, sums
+
+
+@torch.library.impl("fastclip::structure_loss_backward", "cpu")
+def _backward(
+    grad_loss: Tensor,
+    sums: Tensor,
+    logits: Sequence[Tensor],
+    mask: Tensor,
+    valid: Tensor | None,
+    *options: Any,
+) -> list[Tensor]:
+    plain = _plain(logits, mask, valid)
+    grads = [torch.empty_like(head) for head in plain[0]]
+    native.core.structure_loss_backward(  # type: ignore[union-attr]
+        grad_loss.contiguous(), *plain, sums, *options, grads
+    )
+    return grads
+
+
+@torch.library.register_fake("fastclip::structure_loss")
+def _fake_forward(
+    logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor]:
+    shape = (len(logits), *mask.shape[:2])
+    loss = mask.new_empty(shape, dtype=_real(logits))
+    return loss, mask.new_empty((*shape, 4), dtype=torch.float64)
+
+
+@torch.library.register_fake("fastclip::structure_loss_backward")
+def _fake_backward(
+    grad_loss: Tensor, sums: Tensor, logits: Sequence[Tensor], *rest: Any
+) -> list[Tensor]:
+    return [torch.empty_like(head, memory_format=torch.contiguous_format) for head in logits]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    logits, mask, valid, *ctx.options = inputs
+    ctx.heads = len(logits)
+    ctx.save_for_backward(output[1], mask, valid, *logits)
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, grad_loss: Tensor | None, grad_sums: Tensor | None) -> tuple[Any, ...]:
+    sums, mask, valid, *logits = ctx.saved_tensors
+    nothing = (None,) * (len(ctx.options) + 2)
+    if grad_loss is None:
+        return [None] * ctx.heads, *nothing
+    grads = torch.ops.fastclip.structure_loss_backward(
+        grad_loss, sums, logits, mask, valid, *ctx.options
+    )
+    return grads, *nothing
+
+
+def _no_second_derivative(ctx: Any, *grads: Any) -> None:
+    raise RuntimeError(
+        "structure_loss has no second derivative: its backward cannot be recorded "
+        "with create_graph=True"
+    )
+
+
+torch.library.register_autograd("fastclip::structure_loss", _autograd, setup_context=_save)
+torch.library.register_autograd("fastclip::structure_loss_backward", _no_second_derivative)

@@ -1,0 +1,44 @@
+"""What this install runs on: versions, and the owner of each op on each device."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+import torch
+
+from fastclip import native
+from fastclip.ops import grad_norm, structure_loss
+
+
+def report() -> str:
+    """A printable page: versions, devices, and for each op who runs it and, if a fallback, why."""
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
+    lines = [
+        f"fastclip {_version('fastclip')}, torch {torch.__version__}, triton {_version('triton')}, "
+        f"Python {platform.python_version()}",
+        f"cpu: {_native_line()}",
+        f"gpu: {cuda}",
+        "",
+    ]
+    for op in (grad_norm, structure_loss):
+        for device in ("cpu", "cuda"):
+            implementation, reason = op.owner(device)
+            because = f"  (fallback: {reason})" if reason else ""
+            name = op.__name__.rpartition(".")[2]
+            lines.append(f"{name:<16}{device:<6}{implementation}{because}")
+    return "\n".join(lines)
+
+
+def _native_line() -> str:
+    if native.core is None:
+        return f"no native core: {native.why_missing}"
+    info = native.core.build_info()
+    return f"native core, instruction set {info['isa']}, {torch.get_num_threads()} threads"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

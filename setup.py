@@ -1,0 +1,108 @@
+"""Builds fastclip._native from csrc/ with ninja: pybind11 and a C++17 compiler, no torch.
+
+FASTCLIP_NATIVE=0 leaves the native core out; fastclip then runs on its pure-torch references.
+FASTCLIP_SANITIZE=address,undefined (or thread) builds it under those sanitizers.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+CSRC = Path(__file__).parent.resolve() / "csrc"
+NATIVE = os.environ.get("FASTCLIP_NATIVE", "1") != "0"
+X86_LEVELS = {"baseline": "", "v3": "-march=x86-64-v3", "v4": "-march=x86-64-v4"}
+
+NO_COMPILER = """
+fastclip needs a C++17 compiler to build its kernels, and {compiler!r} {problem}.
+Install one (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++), or name yours in
+CXX, or install without native kernels, on the slower pure-torch references:
+
+    FASTCLIP_NATIVE=0 pip install .
+"""
+
+
+def compiler() -> str:
+    """The C++ compiler: $CXX, else g++, else c++."""
+    command = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or "g++"
+    try:
+        subprocess.run([*command.split(), "--version"], capture_output=True, check=True)
+    except FileNotFoundError as error:
+        raise CompileError(NO_COMPILER.format(compiler=command, problem="was not found")) from error
+    except subprocess.CalledProcessError as error:
+        raise CompileError(NO_COMPILER.format(compiler=command, problem="does not run")) from error
+    return command
+
+
+def ninja_file(output: Path) -> str:
+    """build.ninja: every source once, the CPU kernels once per instruction-set level."""
+    import pybind11
+
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    levels = X86_LEVELS if x86 else {"baseline": ""}
+    sanitize = os.environ.get("FASTCLIP_SANITIZE", "")
+    guards = f"-fsanitize={sanitize} -fno-omit-frame-pointer -g" if sanitize else ""
+    flags = " ".join(
+        [
+            "-std=c++17 -O3 -fPIC -fopenmp -fvisibility=hidden -Wall -Wextra -Werror=return-type",
+            "-fno-math-errno -fno-trapping-math -ffp-contract=fast -Wno-psabi",
+            "-Wno-unknown-pragmas -Wno-unused-function -Wno-ignored-attributes",
+            "-Wno-maybe-uninitialized",  # GCC 12's own AVX-512 headers
+            f"-isystem {sysconfig.get_path('include')} -isystem {pybind11.get_include()}",
+            f"-DFASTCLIP_X86_LEVELS={int(x86)}",
+            guards,
+        ]
+    )
+    lines = [
+        f"cxx = {compiler()}",
+        f"flags = {flags}",
+        "rule compile",
+        "  description = $out",
+        "  command = $cxx $flags $level -MD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        "  description = $out",
+        f"  command = $cxx -shared -fopenmp {guards or '-s'} $in -o $out",
+    ]
+    objects = []
+    for source in sorted(CSRC.glob("**/*.cpp")):
+        per_level = source.stem.endswith("_kernels")
+        for name, level in levels.items() if per_level else [("", "")]:
+            objects.append(f"{source.stem}{'.' + name if name else ''}.o")
+            lines.append(f"build {objects[-1]}: compile {source}")
+            if per_level:
+                lines.append(f"  level = {level} -DFASTCLIP_ISA={name} -fno-exceptions")
+    lines.append(f"build {output}: link {' '.join(objects)}")
+    return "\n".join([*lines, f"default {output}", ""])
+
+
+class NinjaBuild(build_ext):
+    """Replaces setuptools' one-file-at-a-time compilation."""
+
+    def build_extension(self, ext: Extension) -> None:
+        folder = Path(self.build_temp).resolve() / "native"
+        folder.mkdir(parents=True, exist_ok=True)
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        (folder / "build.ninja").write_text(ninja_file(output))
+        try:
+            subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder)], check=True)
+        except subprocess.CalledProcessError as error:
+            raise CompileError(
+                "building fastclip's native core failed: see the messages above, or"
+                " install without it: FASTCLIP_NATIVE=0 pip install ."
+            ) from error
+
+
+setup(
+    ext_modules=[Extension("fastclip._native", sources=[])] if NATIVE else [],
+    cmdclass={"build_ext": NinjaBuild},
+)
