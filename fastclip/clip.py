@@ -15,7 +15,6 @@ from fastclip.ops import grad_norm as op
 
 _Tensors: TypeAlias = Tensor | Iterable[Tensor]
 
-_EPS = 1e-6  # torch's: the coefficient is max_norm / (norm + 1e-6)
 _NONFINITE = (
     "The total norm of order {p} for gradients from `parameters` is non-finite, so it cannot be "
     "clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
@@ -68,12 +67,9 @@ def clip_grad_norm_(
         return op.clip_ref_(parameters, limit, p, error_if_nonfinite, foreach)
     if not len(grads):
         return torch.tensor(0.0)
-    norm = grads.norm(p)
-    total = _as_tensor(norm, grads.dtype)
     if error_if_nonfinite:
-        _require_finite(total, grads, p)
-    _scale(grads, limit, norm)
-    return total
+        _require_finite(grads.total_norm(p), grads, p)
+    return grads.clip_(limit, p)
 
 
 def get_total_norm(
@@ -94,7 +90,7 @@ def get_total_norm(
         return op.total_norm_ref(tensors, p, error_if_nonfinite, foreach)
     if not len(values):
         return torch.tensor(0.0)
-    total = _as_tensor(values.norm(p), values.dtype)
+    total = values.total_norm(p)
     if error_if_nonfinite:
         _require_finite(total, values, p)
     return total
@@ -121,7 +117,7 @@ def clip_grads_with_norm_(
     if grads is None:
         op.scale_ref_(parameters, limit, total_norm, foreach)
     elif len(grads):
-        _scale(grads, limit, float(total_norm))
+        grads.clip_by_(limit, total_norm)
 
 
 def clip_grad_value_(parameters: _Tensors, clip_value: float, foreach: bool | None = None) -> None:
@@ -136,21 +132,10 @@ def _number(name: str, value: float) -> float:
         raise type(error)(f"{error} ({name} must be a number)") from None
 
 
-def _as_tensor(norm: float, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(norm, dtype=torch.float64, device="cpu").to(dtype)
-
-
-def _scale(grads: op.GradList, max_norm: float, norm: float) -> None:
-    coefficient = max_norm / (norm + _EPS)
-    if not coefficient >= 1:  # NaN scales too, and makes every gradient NaN
-        grads.scale_(coefficient)
-
-
 def _require_finite(total: Tensor, grads: op.GradList, p: float) -> None:
     if total.isfinite():
         return
-    norms = torch.tensor(grads.norms(p), dtype=torch.float64)
-    bad = (~norms.isfinite()).nonzero().flatten().tolist()
+    bad = (~grads.norms(p).isfinite()).nonzero().flatten().tolist()
     named = ", ".join(str(i) for i in bad[:_NAMED]) + (", ..." if len(bad) > _NAMED else "")
     where = f". Non-finite: gradients {named} of {len(grads)}" if bad else ""
     raise RuntimeError(_NONFINITE.format(p=p) + where)

@@ -24,3 +24,10 @@ def _load() -> tuple[ModuleType | None, str]:
 
 core, why_missing = _load()
 """The extension module, or None; and why it is None."""
+
+
+def require() -> ModuleType:
+    """The extension module, where a caller has made sure that it is there."""
+    if core is None:
+        raise RuntimeError(f"fastclip's native core is not available: {why_missing}")
+    return core

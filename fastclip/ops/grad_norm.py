@@ -21,40 +21,53 @@ total_norm_ref = _torch_clip.get_total_norm
 scale_ref_ = _torch_clip.clip_grads_with_norm_
 clip_ref_ = _torch_clip.clip_grad_norm_
 
+EPS = 1e-6  # torch's
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # csrc/chunk.h: DType
 
 
 class GradList:
-    """Tensors that the native core reads and writes in place; keeps them alive."""
+    """Tensors of one owner, kept alive: their norm, and their scaling in place.
+
+    This is the CPU's. Another device's owner has the same four methods, and syncs in none of them.
+    """
 
     def __init__(self, tensors: Iterable[Tensor], *, take_grads: bool) -> None:
-        assert native.core is not None  # collect() is the only caller
-        self._list = native.core.TensorList(tensors, take_grads)
+        self._core = native.require()
+        self._list = self._core.TensorList(tensors, take_grads)
 
     def __len__(self) -> int:
         return len(self._list)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of torch's result for these tensors."""
-        return _promoted(self._list.dtypes)
-
-    def norm(self, p: float) -> float:
-        """The p-norm of all elements, to double precision's rounding of the sum."""
-        return native.core.grad_norm(self._list, p, False)[0]  # type: ignore[union-attr]
-
-    def norms(self, p: float) -> list[float]:
-        """The p-norm of each tensor."""
-        return native.core.grad_norm(self._list, p, True)[1]  # type: ignore[union-attr]
-
-    def scale_(self, factor: float) -> None:
-        """Multiplies every element; torch's version counters see it."""
-        native.core.scale_grads(self._list, factor)  # type: ignore[union-attr]
-        torch.autograd.graph.increment_version(self._list.tensors)
-
     def has_norm(self, p: float) -> bool:
         """Whether the kernels define this p for these tensors as torch does."""
         return p != 0 and not math.isnan(p) and not (math.isinf(p) and self._list.has_empty)
+
+    def total_norm(self, p: float) -> Tensor:
+        """The p-norm of all elements: 0-d, in the tensors' promoted dtype."""
+        return _as_tensor(self._norm(p), _promoted(self._list.dtypes))
+
+    def norms(self, p: float) -> Tensor:
+        """The p-norm of each tensor: [tensors], float64."""
+        return torch.tensor(self._core.grad_norm(self._list, p, True)[1], dtype=torch.float64)
+
+    def clip_(self, max_norm: float, p: float) -> Tensor:
+        """Scales to at most `max_norm`; returns the norm before. Nothing is written at factor 1."""
+        norm = self._norm(p)  # the factor comes from the unrounded norm
+        self._scale_to(max_norm, norm)
+        return _as_tensor(norm, _promoted(self._list.dtypes))
+
+    def clip_by_(self, max_norm: float, total_norm: Tensor) -> None:
+        """Scales by min(1, max_norm / (total_norm + 1e-6)), for a norm known before."""
+        self._scale_to(max_norm, float(total_norm))
+
+    def _norm(self, p: float) -> float:
+        return self._core.grad_norm(self._list, p, False)[0]
+
+    def _scale_to(self, max_norm: float, norm: float) -> None:
+        factor = max_norm / (norm + EPS)
+        if not factor >= 1:  # a NaN factor scales too, and makes every gradient NaN
+            self._core.scale_grads(self._list, factor)
+            torch.autograd.graph.increment_version(self._list.tensors)
 
 
 def collect(tensors: Iterable[Tensor], *, take_grads: bool) -> GradList | None:
@@ -65,6 +78,10 @@ def collect(tensors: Iterable[Tensor], *, take_grads: bool) -> GradList | None:
         return GradList(tensors, take_grads=take_grads)
     except native.core.Unsupported:
         return None
+
+
+def _as_tensor(norm: float, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(norm, dtype=torch.float64, device="cpu").to(dtype)
 
 
 @functools.cache

@@ -99,7 +99,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     loss, sums = _fake_forward(logits, mask, valid, *options)
     plain = _plain(logits, mask, valid)
-    native.core.structure_loss_forward(*plain, *options, loss, sums)  # type: ignore[union-attr]
+    native.require().structure_loss_forward(*plain, *options, loss, sums)
     return loss, sums
 
 
@@ -114,9 +114,7 @@ def _backward(
 ) -> list[Tensor]:
     plain = _plain(logits, mask, valid)
     grads = [torch.empty_like(head) for head in plain[0]]
-    native.core.structure_loss_backward(  # type: ignore[union-attr]
-        grad_loss.contiguous(), *plain, sums, *options, grads
-    )
+    native.require().structure_loss_backward(grad_loss.contiguous(), *plain, sums, *options, grads)
     return grads
 
 
