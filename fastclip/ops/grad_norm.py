@@ -34,6 +34,7 @@ class GradList:
     def __init__(self, tensors: Iterable[Tensor], *, take_grads: bool) -> None:
         self._core = native.require()
         self._list = self._core.TensorList(tensors, take_grads)
+        self._known: dict[float, float] = {}  # p: norm
 
     def __len__(self) -> int:
         return len(self._list)
@@ -61,11 +62,14 @@ class GradList:
         self._scale_to(max_norm, float(total_norm))
 
     def _norm(self, p: float) -> float:
-        return self._core.grad_norm(self._list, p, False)[0]
+        if p not in self._known:
+            self._known[p] = self._core.grad_norm(self._list, p, False)[0]
+        return self._known[p]
 
     def _scale_to(self, max_norm: float, norm: float) -> None:
         factor = max_norm / (norm + EPS)
         if not factor >= 1:  # a NaN factor scales too, and makes every gradient NaN
+            self._known.clear()
             self._core.scale_grads(self._list, factor)
             torch.autograd.graph.increment_version(self._list.tensors)
 
