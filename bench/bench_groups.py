@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastclip.groups import ParamGroups, param_groups
+from fastclip import ParamGroups, param_groups
 
 RESULTS = Path(__file__).parent / "results" / "groups_cpu.csv"
 COLUMNS = ["bench", "case", "dtype", "variant", "median_ms", "ratio"]

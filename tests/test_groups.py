@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastclip.groups import ParamGroups, param_groups
+from fastclip import ParamGroups, param_groups
 
 pytestmark = pytest.mark.core
 
@@ -204,6 +204,8 @@ def test_tied_weights_come_once_and_no_decay_of_any_alias_wins():
     tied = next(d for d in groups.decisions if d.name == "embed.weight")
     assert tied.aliases == ("lm_head.weight",)
     assert "embed.weight = lm_head.weight" in groups.explain()
+    by_alias = param_groups(model, weight_decay={"*": 0.1, "lm_head": 0.2})
+    assert decisions(by_alias)["embed.weight"][1] == 0.2
     param_groups(model, frozen=["lm_head.weight"])
     assert not model.embed.weight.requires_grad
 
@@ -232,6 +234,22 @@ def test_torch_optimizers_take_the_groups_step_and_resume(optimizer):
     state = made.state_dict()
     assert state["param_groups"][0]["param_names"] == groups[0]["param_names"]
     made.load_state_dict(state)
+
+
+def test_a_step_with_few_groups_equals_one_group_per_parameter():
+    few, each = Net(), Net()
+    each.load_state_dict(few.state_dict())
+    kwargs = {"lr": 0.1, "weight_decay": 0.5, "lr_scale": {"head": 10.0}, "layer_decay": 0.5}
+    groups = [
+        {**group, "params": [p], "param_names": [name]}
+        for group in param_groups(each, **kwargs)
+        for p, name in zip(group["params"], group["param_names"], strict=True)
+    ]
+    for model, made in ((few, param_groups(few, **kwargs)), (each, groups)):
+        for p in model.parameters():
+            p.grad = p.detach().sin()
+        torch.optim.AdamW(made).step()
+    assert all(map(torch.equal, few.parameters(), each.parameters()))
 
 
 def test_a_tensor_learning_rate_is_not_shared_between_groups():
@@ -275,13 +293,15 @@ def test_summary_and_to_dict():
 
 def test_check_finds_a_replaced_head_and_a_foreign_parameter():
     model = Net()
-    groups = param_groups(model, lr=1.0)
+    groups = param_groups(model, lr=1.0, frozen=["embed"])
     optimizer = torch.optim.SGD(groups)
     assert groups.check(optimizer) == ([], [])
     model.head = nn.Linear(4, 3)
     found = groups.check(optimizer)
     assert found.missing == ["head.weight", "head.bias"]
     assert found.foreign == ["head.weight", "head.bias"]
+    model.embed.weight.requires_grad_(True)
+    assert groups.check(optimizer).missing == ["embed.weight", "head.weight", "head.bias"]
     stranger = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=1.0)
     assert groups.check(stranger).foreign == ["group 0, params[0]"]
     with pytest.raises(TypeError, match="optimizer must have param_groups, got Net"):

@@ -5,7 +5,7 @@ import torch
 from test_groups import Net
 from torch import nn
 
-from fastclip.groups import param_groups
+from fastclip import param_groups
 
 pytestmark = pytest.mark.core
 

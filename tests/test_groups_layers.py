@@ -4,7 +4,7 @@ import pytest
 from test_groups import Block, Net, decisions
 from torch import nn
 
-from fastclip.groups import param_groups
+from fastclip import param_groups
 
 pytestmark = pytest.mark.core
 
@@ -64,6 +64,12 @@ def test_stages_side_by_side_follow_each_other():
     ]
     assert ids["layer2.0.proj.weight"] == 3
     assert ids["fc.0.weight"] == ids["fc.2.weight"] == 4
+
+
+def test_a_backbone_and_a_head_in_a_sequential_are_no_stack_of_two():
+    ids = layers(nn.Sequential(Net(depth=2), nn.Sequential(Block(), nn.Linear(4, 2))))
+    assert [ids[f"0.blocks.{i}.proj.weight"] for i in range(2)] == [1, 2]
+    assert ids["0.head.weight"] == ids["1.0.proj.weight"] == ids["1.1.weight"] == 3
 
 
 def test_lists_inside_a_block_are_not_layers():

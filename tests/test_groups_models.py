@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastclip.groups import ParamGroups, param_groups
+from fastclip import ParamGroups, param_groups
 
 TIMM = [
     "vit_tiny_patch16_224",

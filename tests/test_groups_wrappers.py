@@ -12,7 +12,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from fastclip.groups import param_groups
+from fastclip import param_groups
 
 pytestmark = [
     pytest.mark.core,
