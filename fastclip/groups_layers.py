@@ -47,8 +47,9 @@ def _automatic(model: Source) -> dict[str, int]:
     matched = _outermost(
         (path, module) for path, module in modules if callable(_group_matcher(module))
     )
-    if len(matched) > 1:
-        raise ValueError(_ambiguous([path for path, _ in matched]))
+    towers = _outermost([*matched, *(_block_lists(modules) if matched else ())])
+    if len(towers) > 1:
+        raise ValueError(_ambiguous([path for path, _ in towers]))
     inside = _by_group_matcher(*matched[0], names) if matched else _by_stacks(modules, names)
     return _dense(_fill(names, inside))
 
@@ -96,6 +97,12 @@ def _by_stacks(modules: list[tuple[str, nn.Module]], names: list[str]) -> dict[s
     return inside
 
 
+def _block_lists(modules: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    """The outermost lists that hold at least two blocks of one class."""
+    lists = ((p, m) for p, m in modules if isinstance(m, (nn.ModuleList, nn.Sequential)))
+    return _outermost((p, m) for p, m in lists if _repeats_blocks(m))
+
+
 def _stacks(modules: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
     """The lists of layers, one after the other: blocks where there are any, else plain layers.
 
@@ -103,8 +110,7 @@ def _stacks(modules: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]
     `encoder` and the `decoder` of one module.
     """
     lists = [(p, m) for p, m in modules if isinstance(m, (nn.ModuleList, nn.Sequential))]
-    found = _outermost((p, m) for p, m in lists if _repeats_blocks(m))
-    if found:
+    if found := _block_lists(modules):
         parents = {_parent(path) for path, _ in found}
         blocks = [(p, m) for p, m in lists if _parent(p) in parents and any(map(_is_block, m))]
         found = _outermost(blocks)

@@ -82,6 +82,15 @@ def test_two_timm_backbones_need_a_function(timm):
         param_groups(model, lr=1.0, layer_decay=0.5)
 
 
+def test_a_timm_backbone_beside_other_blocks_needs_a_function(timm):
+    with torch.device("meta"):
+        model = nn.ModuleDict({"cnn": timm.create_model("resnet18")})
+        layer = nn.TransformerEncoderLayer(8, 2, 8)
+        model["vit"] = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    with pytest.raises(ValueError, match=r"several towers .*'cnn', 'vit.layers'"):
+        param_groups(model, lr=1.0, layer_decay=0.5)
+
+
 def test_timm_asks_only_the_root_for_no_weight_decay(timm):
     """XCiT's attention lists its own temperatures; timm's optimizer never hears of them."""
     with torch.device("meta"):
