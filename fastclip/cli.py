@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import sys
 from collections.abc import Sequence
@@ -28,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 where all went well, 1 where the work failed, 2 where the arguments or data are wrong,
-        130 where it was interrupted. One line on stderr says why.
+        130 where it was interrupted. One line on stderr says why; only a fault of the program
+        itself shows a traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -40,10 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The package itself needs torch only; all else belongs to the extra.
         hint = "" if "fastclip[train]" in str(error) else ": pip install 'fastclip[train]'"
         return _fail(f"{error}{hint}", 1)
-    except (ValueError, OSError) as error:
-        return _fail(str(error), 2)
-    except RuntimeError as error:
-        return _fail(str(error), 1)
 
 
 def _fail(text: str, code: int) -> int:
@@ -71,6 +69,7 @@ def _run(command: str, arguments: list[str]) -> int:
     import tyro
 
     from fastclip.transfuse import config
+    from fastclip.transfuse.checkpoint import TrainingError
 
     kind = getattr(config, f"{command.capitalize()}Config")
     errors = io.StringIO()
@@ -81,17 +80,13 @@ def _run(command: str, arguments: list[str]) -> int:
         if stop.code in (0, None):
             return 0
         return _fail(_one_line(errors.getvalue()), 2)
-    if command == "train":
-        from fastclip.transfuse.train import run_train
-
-        return run_train(parsed)
-    if command == "evaluate":
-        from fastclip.transfuse.evaluate import run_evaluate
-
-        return run_evaluate(parsed)
-    from fastclip.transfuse.predict import run_predict
-
-    return run_predict(parsed)
+    work = importlib.import_module(f"fastclip.transfuse.{command}")
+    try:
+        return getattr(work, f"run_{command}")(parsed)
+    except config.UsageError as error:
+        return _fail(str(error), 2)
+    except TrainingError as error:
+        return _fail(str(error), 1)
 
 
 def _one_line(box: str) -> str:

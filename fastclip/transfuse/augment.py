@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -62,6 +63,11 @@ class _Epoch(Dataset[tuple[Tensor, Tensor]]):
         return image.as_subclass(Tensor), mask.as_subclass(Tensor)
 
 
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the trainer alone answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """Full batches in an epoch; one smaller batch where there is no full one."""
     return max(1, count // batch_size)
@@ -95,6 +101,7 @@ def train_batches(
         _Epoch(samples, augment, seed, epoch),
         batch_sampler=batches,
         num_workers=workers,
+        worker_init_fn=_ignore_interrupt,
         # Without its own generator the loader draws a seed from the global one, which dropout
         # shares: a resumed epoch would then drop other channels than an uninterrupted one.
         generator=torch.Generator().manual_seed(mix_seed(seed, epoch, -1)),

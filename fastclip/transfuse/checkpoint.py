@@ -14,14 +14,18 @@ FORMAT = "fastclip.transfuse/1"
 
 
 class CheckpointError(ValueError):
-    """A file that cannot be written, read, or used; the text names it and what to do."""
+    """A file that cannot be read or used; the text names it and what to do."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; earlier checkpoints stand."""
 
 
 def save_checkpoint(file: Path, content: dict[str, Any]) -> None:
     """Write `content` so that `file` is always the old checkpoint or the whole new one.
 
     Raises:
-        CheckpointError: the write failed (disk full, no permission); the old file is untouched.
+        TrainingError: the write failed (disk full, no permission); the old file is untouched.
     """
     beside = file.with_name(f".{file.name}.part")
     try:
@@ -35,7 +39,7 @@ def save_checkpoint(file: Path, content: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:
         beside.unlink(missing_ok=True)
         kept = f"; the earlier {file.name} is untouched" if file.exists() else ""
-        raise CheckpointError(f"cannot write {file} ({error}): free some space{kept}") from error
+        raise TrainingError(f"cannot write {file} ({error}): free some space{kept}") from error
 
 
 def _sync_folder(folder: Path) -> None:

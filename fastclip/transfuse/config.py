@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +13,20 @@ from typing import Literal
 import torch
 
 from fastclip.transfuse.model import architecture, check_size
+
+
+class UsageError(Exception):
+    """Wrong arguments or data: one line for the user, exit code 2."""
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turn what wrong arguments and files raise into UsageError; for set-up code only."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        raise UsageError(str(error)) from error
+
 
 Split = Literal["train", "val", "test", "all"]
 Device = Literal["auto", "cpu", "cuda", "mps"]

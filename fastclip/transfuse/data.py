@@ -100,8 +100,8 @@ def list_images(folder: Path) -> list[Path]:
 
 def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
     """Match `images/` and `masks/` by stem; the mask may add _segmentation or _mask."""
-    images = _by_stem(list_images(folder / "images"))
-    masks = _by_stem(list_images(folder / "masks"))
+    images = by_stem(list_images(folder / "images"))
+    masks = by_stem(list_images(folder / "masks"))
     pairs = []
     for stem, image in images.items():
         mask = next((masks.pop(stem + end) for end in MASK_ENDINGS if stem + end in masks), None)
@@ -116,7 +116,8 @@ def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def _by_stem(files: list[Path]) -> dict[str, Path]:
+def by_stem(files: list[Path]) -> dict[str, Path]:
+    """Files by name without suffix; DataError where two share one."""
     found: dict[str, Path] = {}
     for file in files:
         if file.stem in found:

@@ -12,7 +12,7 @@ from torch import Tensor
 import fastclip
 from fastclip.transfuse.augment import normalise
 from fastclip.transfuse.checkpoint import load_model
-from fastclip.transfuse.config import EvaluateConfig, image_size, torch_device
+from fastclip.transfuse.config import EvaluateConfig, image_size, torch_device, usage_errors
 from fastclip.transfuse.data import Samples, Size, load_split
 from fastclip.transfuse.metrics import Scores, binary_scores
 from fastclip.transfuse.model import TransFuse
@@ -83,25 +83,27 @@ def load_samples(
 
 def run_evaluate(config: EvaluateConfig) -> int:
     """`fastclip evaluate`: print one line, write a CSV where asked for."""
-    device = torch_device(config.device)
-    if config.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {config.batch_size}")
-    model, content = load_model(config.checkpoint)
-    trained = content["config"]
-    size = image_size(config.size or trained["size"], content["model"])
-    samples = load_samples(
-        config.data,
-        config.split,
-        size,
-        seed=trained["seed"],
-        val_fraction=trained["val_fraction"],
-        synthetic_images=trained["synthetic_images"],
-    )
+    with usage_errors():
+        device = torch_device(config.device)
+        if config.batch_size < 1:
+            raise ValueError(f"--batch-size must be at least 1, got {config.batch_size}")
+        model, content = load_model(config.checkpoint)
+        trained = content["config"]
+        size = image_size(config.size or trained["size"], content["model"])
+        samples = load_samples(
+            config.data,
+            config.split,
+            size,
+            seed=trained["seed"],
+            val_fraction=trained["val_fraction"],
+            synthetic_images=trained["synthetic_images"],
+        )
+        if config.csv is not None:
+            config.csv.parent.mkdir(parents=True, exist_ok=True)
     result = evaluate(model.to(device), samples, config.batch_size)
     assert result is not None
     print(f"{samples.source}, {len(samples)} images at {size[0]}x{size[1]}: {result}")
     if config.csv is not None:
-        config.csv.parent.mkdir(parents=True, exist_ok=True)
         with open(config.csv, "w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
             writer.writerow(["image", "dice", "iou", "accuracy"])

@@ -209,6 +209,10 @@ class TransFuse(nn.Module):
             _upsample(self.final_2(f2), 4),
         )
 
+    def no_weight_decay(self) -> set[str]:
+        """Names that decay would pull towards zero for no gain (timm's convention)."""
+        return {"transformer.pos_embed", "transformer.cls_token"}
+
 
 def _upsample(x: Tensor, factor: int) -> Tensor:
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=True)

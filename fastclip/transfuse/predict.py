@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from fastclip.transfuse.augment import normalise
 from fastclip.transfuse.checkpoint import load_model
-from fastclip.transfuse.config import PredictConfig, image_size, torch_device
-from fastclip.transfuse.data import Size, list_images, open_image, resize
+from fastclip.transfuse.config import PredictConfig, image_size, torch_device, usage_errors
+from fastclip.transfuse.data import Size, by_stem, list_images, open_image, resize
 from fastclip.transfuse.model import TransFuse
 from fastclip.transfuse.pictures import PREDICTION, tint, write_png
 
@@ -40,20 +40,18 @@ def predict_mask(
 
 def run_predict(config: PredictConfig) -> int:
     """`fastclip predict`: one mask and one overlay per image."""
-    device = torch_device(config.device)
-    if not 0 < config.threshold < 1:
-        raise ValueError(f"--threshold must be between 0 and 1, got {config.threshold}")
-    files = list_images(config.images)
-    stems = [file.stem for file in files]
-    for file in files:
-        if stems.count(file.stem) > 1:
-            raise ValueError(f"{file}: another image has the same name; their masks would collide")
-    model, content = load_model(config.checkpoint)
-    size = image_size(content["config"]["size"], content["model"])
+    with usage_errors():
+        device = torch_device(config.device)
+        if not 0 < config.threshold < 1:
+            raise ValueError(f"--threshold must be between 0 and 1, got {config.threshold}")
+        files = list(by_stem(list_images(config.images)).values())  # two masks of a name collide
+        model, content = load_model(config.checkpoint)
+        size = image_size(content["config"]["size"], content["model"])
+        config.out.mkdir(parents=True, exist_ok=True)
     model.to(device)
-    config.out.mkdir(parents=True, exist_ok=True)
     for file in files:
-        image = np.array(open_image(file).convert("RGB"))
+        with usage_errors():
+            image = np.array(open_image(file).convert("RGB"))
         mask = predict_mask(model, image, size, config.threshold)
         write_png(config.out / f"{file.stem}_mask.png", mask.astype(np.uint8) * 255)
         if config.overlay:

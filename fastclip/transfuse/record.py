@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -66,7 +67,7 @@ class Record:
         self.out, self.source = out, source
         self.steps: list[dict[str, Any]] = []
         self.epochs: list[dict[str, Any]] = []
-        self.recent: deque[list[float]] = deque(maxlen=LOSSES_SHOWN)
+        self.recent: deque[Tensor] = deque(maxlen=LOSSES_SHOWN)  # each [3]
         self.writer: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -121,7 +122,11 @@ class Record:
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"steps": self.steps, "epochs": self.epochs, "recent": list(self.recent)}
+        return {
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "recent": [losses.cpu() for losses in self.recent],
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """From the checkpoint: rows after it are forgotten, as their steps are run again."""
@@ -147,11 +152,11 @@ class StepBar:
 
     def step(self, step: int, losses: Tensor, norm: Tensor, lr: float, images: int) -> None:
         """After each optimizer step: losses of map_2, map_1, map_x [3] and the gradient norm."""
-        self.record.recent.append(losses.tolist())
+        self.record.recent.append(losses)
         self.images += images
         if step % LOG_EVERY == 0 or len(self.record.recent) == 1:
-            columns = list(zip(*self.record.recent, strict=True))
-            map_2, map_1, map_x = (sum(column) / len(column) for column in columns)
+            recent = [past.to(losses.device) for past in self.record.recent]
+            map_2, map_1, map_x = torch.stack(recent).mean(dim=0).tolist()
             rate = self.images / (time.monotonic() - self.since)
             self.since, self.images = time.monotonic(), 0
             row = {"step": step, "loss_2": map_2, "loss_1": map_1, "loss_x": map_x}

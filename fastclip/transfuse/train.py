@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,17 @@ import fastclip
 from fastclip.transfuse.augment import normalise, steps_per_epoch, train_batches
 from fastclip.transfuse.checkpoint import (
     CheckpointError,
+    TrainingError,
     load_checkpoint,
     load_weights,
     save_checkpoint,
 )
-from fastclip.transfuse.config import TrainConfig, image_size, torch_device
+from fastclip.transfuse.config import TrainConfig, image_size, torch_device, usage_errors
 from fastclip.transfuse.data import Samples
 from fastclip.transfuse.evaluate import Evaluation, evaluate, load_samples
 from fastclip.transfuse.model import TransFuse, create_model
 from fastclip.transfuse.pretrained import load_backbones
-from fastclip.transfuse.record import Record, StopSignals
+from fastclip.transfuse.record import LOG_EVERY, Record, StopSignals
 from fastclip.transfuse.schedule import Budget, lr_factor
 
 HEAD_WEIGHTS = (0.5, 0.3, 0.2)  # of map_2, map_1, map_x
@@ -35,10 +36,6 @@ SAME_ON_RESUME = (
     *("warmup_steps", "clip_norm", "augment", "val_fraction", "synthetic_images", "precision"),
     "seed",
 )
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; earlier checkpoints stand."""
 
 
 class Trainer:
@@ -52,10 +49,9 @@ class Trainer:
 
     def __init__(self, config: TrainConfig) -> None:
         config.check()
-        self.config = config
-        self.device = torch_device(config.device)
         height, width = image_size(config.size, config.model)
-        self.config.size = f"{height}x{width}"
+        self.config = config = replace(config, size=f"{height}x{width}")
+        self.device = torch_device(config.device)
         self.out = config.out or Path(f"runs/{config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
         resumed = self._claim_out()
         options = {
@@ -73,7 +69,9 @@ class Trainer:
             min(config.epochs * per_epoch, config.max_steps or config.epochs * per_epoch),
             config.max_time * 60 if config.max_time else None,
         )
+        self.head_weights = torch.tensor(HEAD_WEIGHTS, device=self.device)
         self.step = self.epoch = self.batch = 0  # batch counts within the epoch
+        self.latest: tuple[Tensor, Tensor] | None = None  # losses and norm of the last step
         self.best_dice, self.seconds_before = -1.0, 0.0
         self.record = Record(self.out, self.val_set.source, config.tensorboard)
         self.stop = StopSignals()
@@ -114,8 +112,8 @@ class Trainer:
         """Train to the end of the budget; 0, or 130 where a signal ended it early.
 
         Raises:
-            TrainingError: a loss or gradient norm that is not finite.
-            CheckpointError: a checkpoint could not be written.
+            TrainingError: a loss or gradient norm is not finite, or a checkpoint could not be
+                written.
         """
         with self.stop:
             while not self.budget.spent(self.step, self.seconds()):
@@ -145,6 +143,8 @@ class Trainer:
                 losses, norm = self.train_step(images, masks)
                 self.step, self.batch = self.step + 1, self.batch + 1
                 bar.step(self.step, losses, norm, lr, len(images))
+                if self.step % LOG_EVERY == 0:
+                    self._require_finite(losses, norm)
                 if self.stop.requested or self.budget.spent(self.step, self.seconds()):
                     return
 
@@ -165,7 +165,8 @@ class Trainer:
             The losses of map_2, map_1 and map_x [3], and the gradient norm before clipping.
 
         Raises:
-            TrainingError: loss or norm is not finite; the weights are then unchanged.
+            TrainingError: on a CPU, loss or norm is not finite; the weights are then unchanged.
+                Elsewhere that is looked at now and then, to spare a sync per step.
         """
         images = normalise(images.to(self.device, non_blocking=True))
         masks = masks.to(self.device, non_blocking=True).float() / 255
@@ -175,24 +176,28 @@ class Trainer:
         # One call for all heads: the weight map of the mask is computed once.
         per_image = fastclip.structure_loss((map_2, map_1, map_x), masks, reduction="none")
         losses = per_image.mean(dim=(1, 2))  # [3]
-        loss = torch.dot(losses, losses.new_tensor(HEAD_WEIGHTS))
-        self._require_finite("loss", loss)
+        loss = torch.dot(losses, self.head_weights)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = fastclip.clip_grad_norm_(self.parameters, self.config.clip_norm)
-        self._require_finite("gradient norm", norm)
+        if self.device.type == "cpu":
+            self._require_finite(losses, norm)
         self.optimizer.step()
-        return losses.detach(), norm
+        self.latest = losses.detach(), norm
+        return self.latest
 
-    def _require_finite(self, what: str, value: Tensor) -> None:
-        if not math.isfinite(value.item()):
+    def _require_finite(self, losses: Tensor, norm: Tensor) -> None:
+        values = [*losses.tolist(), norm.item()]
+        if not all(map(math.isfinite, values)):
+            text = "loss of map_2 {:.4g}, map_1 {:.4g}, map_x {:.4g}, gradient norm {:.4g}"
             raise TrainingError(
-                f"the {what} is {value.item()} at step {self.step}: lower --lr or --clip-norm; "
+                f"not finite at step {self.step}: {text.format(*values)}. Try a lower --lr; "
                 f"the checkpoints in {self.out} are from before"
             )
 
     def _finish_epoch(self) -> bool:
         """Validate and save; False where a signal cut the validation short."""
+        self._check_latest()
         result = evaluate(
             self.model, self.val_set, self.config.batch_size, lambda: self.stop.requested
         )
@@ -207,7 +212,12 @@ class Trainer:
         self._save_last()
         return True
 
+    def _check_latest(self) -> None:
+        if self.latest is not None:
+            self._require_finite(*self.latest)
+
     def _interrupted(self) -> int:
+        self._check_latest()
         self._save_last()
         self.record.say(
             f"stopped at step {self.step}; {self.out / 'last.pt'} is saved: the same command with "
@@ -269,7 +279,8 @@ def _build_optimizer(model: TransFuse, config: TrainConfig) -> torch.optim.Optim
 
 def run_train(config: TrainConfig) -> int:
     """`fastclip train`: the exit code."""
-    trainer = Trainer(config)
+    with usage_errors():
+        trainer = Trainer(config)
     trainer.record.say(
         f"{config.model}, {sum(p.numel() for p in trainer.parameters) / 1e6:.1f} M parameters, "
         f"{config.size}, on {trainer.device}; {len(trainer.train_set)} images of "

@@ -1,0 +1,59 @@
+"""Scores by hand and against torchmetrics; the learning-rate schedule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("timm", reason="needs fastclip[train]")
+from fastclip.transfuse.metrics import binary_scores
+from fastclip.transfuse.schedule import Budget, lr_factor
+
+
+def test_scores_by_hand() -> None:
+    truth = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.bool)
+    guess = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)
+    scores = binary_scores(guess, truth)
+    assert scores.dice.tolist() == [0.5, 1.0, 0.0, 0.0]  # two empty masks agree: 1, not 2
+    assert scores.iou.tolist() == [pytest.approx(1 / 3), 1.0, 0.0, 0.0]
+    assert scores.accuracy.tolist() == [0.5, 1.0, 0.75, 0.5]
+
+
+def test_scores_agree_with_torchmetrics() -> None:
+    functional = pytest.importorskip("torchmetrics.functional", reason="needs fastclip[train]")
+    torch.manual_seed(0)
+    guess, truth = torch.rand(2, 5, 1, 16, 16) > 0.4
+    scores = binary_scores(guess, truth)
+    for row in range(5):
+        pair = (guess[row].int(), truth[row].int())
+        dice = functional.f1_score(*pair, task="binary")
+        iou = functional.jaccard_index(*pair, task="binary")
+        accuracy = functional.accuracy(*pair, task="binary")
+        ours = torch.stack([scores.dice[row], scores.iou[row], scores.accuracy[row]])
+        assert torch.allclose(ours, torch.stack([dice, iou, accuracy]))
+
+
+def test_scores_refuse_other_masks() -> None:
+    mask = torch.zeros(1, 4, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"\[1, 4\], truth \[1, 3\]"):
+        binary_scores(mask, mask[:, :3])
+    with pytest.raises(ValueError, match=r"must be bool, got torch.float32"):
+        binary_scores(mask.float(), mask)
+
+
+def test_schedule() -> None:
+    assert [lr_factor("constant", step, 4, 0.0) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+    assert lr_factor("linear", 9, 0, 0.25) == 0.75
+    assert lr_factor("cosine", 9, 0, 0.5) == pytest.approx(0.5)
+    assert lr_factor("cosine", 9, 0, 1.0) == pytest.approx(0.0)
+    assert lr_factor("linear", 0, 4, 0.5) == 0.125
+
+
+def test_budget_ends_by_step_or_by_time() -> None:
+    budget = Budget(total_steps=10, total_seconds=60)
+    assert budget.progress(5, 6) == 0.5
+    assert budget.progress(1, 45) == 0.75
+    assert not budget.spent(9, 59)
+    assert budget.spent(10, 0)
+    assert budget.spent(0, 60)
+    assert Budget(10).progress(5, 1e9) == 0.5

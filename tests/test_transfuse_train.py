@@ -1,0 +1,250 @@
+"""The trainer: it learns, resumes bit by bit, and loses no checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+for module in ("timm", "torchvision", "tqdm", "matplotlib", "tyro"):
+    pytest.importorskip(module, reason="needs fastclip[train]")
+from fastclip.transfuse.checkpoint import (  # noqa: E402
+    CheckpointError,
+    TrainingError,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+)
+from fastclip.transfuse.config import TrainConfig  # noqa: E402
+from fastclip.transfuse.evaluate import evaluate  # noqa: E402
+from fastclip.transfuse.synthetic import synthetic_samples  # noqa: E402
+from fastclip.transfuse.train import Trainer  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Images of 32x32 are too small to share out, and threads that wait disturb other tests."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tiny(out: Path, **changes: Any) -> TrainConfig:
+    """Sixteen images of 32x32 in batches of four: four steps an epoch."""
+    config = TrainConfig(
+        data="synthetic",
+        model="transfuse_t",
+        size="32x32",
+        out=out,
+        epochs=2,
+        batch_size=4,
+        lr=1e-3,
+        optimizer="adamw",
+        weight_decay=0.05,
+        schedule="cosine",
+        warmup_steps=2,
+        synthetic_images=16,
+        device="cpu",
+    )
+    return replace(config, **changes)
+
+
+def weights_of(file: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(file)["weights"]
+
+
+def test_a_run_writes_everything_and_says_it_is_synthetic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = Trainer(tiny(tmp_path, epochs=1, max_steps=3))
+    assert trainer.fit() == 0
+    files = {file.name for file in tmp_path.iterdir()}
+    assert files == {
+        *("best.pt", "last.pt", "metrics.csv", "steps.csv", "curves.png", "overlays.png")
+    }
+    (row,) = csv.DictReader((tmp_path / "metrics.csv").open())
+    assert row["step"] == "3"
+    assert row["data"] == "synthetic (seed 1)"
+    assert 0 <= float(row["dice"]) <= 1
+    out = capsys.readouterr().out
+    assert "synthetic (seed 1) loss" in out
+    model, content = load_model(tmp_path / "best.pt")
+    result = evaluate(model, trainer.val_set)
+    assert result is not None
+    assert result.dice == pytest.approx(content["dice"], abs=1e-6)
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    trainer = Trainer(tiny(tmp_path, augment=False, schedule="constant"))
+    images, masks = trainer.train_set.images[:8], trainer.train_set.masks[:8]
+    losses = [float(trainer.train_step(images, masks)[0][0]) for _ in range(12)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_clipping_bounds_the_gradient_of_the_step(tmp_path: Path) -> None:
+    trainer = Trainer(tiny(tmp_path, clip_norm=0.01))
+    _, norm = trainer.train_step(trainer.train_set.images[:4], trainer.train_set.masks[:4])
+    after = torch.stack([p.grad.norm() for p in trainer.parameters if p.grad is not None]).norm()
+    assert norm > 0.02
+    assert float(after) == pytest.approx(0.01, rel=1e-3)
+
+
+def stop_at(trainer: Trainer, step: int) -> None:
+    """Let a signal arrive during that step."""
+    inner = trainer.train_step
+
+    def train_step(images: torch.Tensor, masks: torch.Tensor) -> Any:
+        if trainer.step + 1 == step:
+            signal.raise_signal(signal.SIGINT)
+        return inner(images, masks)
+
+    trainer.train_step = train_step  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("step", [3, 4])  # within an epoch; at its end, before the validation
+def test_an_interrupted_run_resumed_equals_an_uninterrupted_one(tmp_path: Path, step: int) -> None:
+    assert Trainer(tiny(tmp_path / "whole")).fit() == 0
+
+    first = Trainer(tiny(tmp_path / "parts"))
+    stop_at(first, step)
+    assert first.fit() == 130
+    assert load_checkpoint(tmp_path / "parts" / "last.pt")["step"] == step
+    torch.rand(100)  # another process has another generator state
+    second = Trainer(tiny(tmp_path / "parts", resume=True))
+    assert second.step == step
+    assert second.fit() == 0
+
+    whole, parts = (load_checkpoint(tmp_path / run / "last.pt") for run in ("whole", "parts"))
+    assert whole["step"] == parts["step"] == 8
+    assert all(torch.equal(v, parts["weights"][k]) for k, v in whole["weights"].items())
+    states = (c["optimizer"]["state"] for c in (whole, parts))
+    for one, other in zip(*(s.values() for s in states), strict=True):
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+    rows = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in c["record"]["epochs"]]
+        for c in (whole, parts)
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_resume_refuses_another_run(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        Trainer(tiny(tmp_path, resume=True))
+    Trainer(tiny(tmp_path, max_steps=1)).fit()
+    with pytest.raises(CheckpointError, match="holds an earlier run: --resume"):
+        Trainer(tiny(tmp_path))
+    with pytest.raises(CheckpointError, match="--model transfuse_t, not transfuse_s"):
+        Trainer(tiny(tmp_path, model="transfuse_s", resume=True))
+    with pytest.raises(CheckpointError, match="--batch-size 4, not 8"):
+        Trainer(tiny(tmp_path, batch_size=8, resume=True))
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights(tmp_path: Path) -> None:
+    Trainer(tiny(tmp_path, max_steps=1)).fit()
+    before = (tmp_path / "last.pt").read_bytes()
+    trainer = Trainer(tiny(tmp_path, resume=True))
+    weight = trainer.model.final_2[1].conv.weight
+    kept = trainer.model.up1.conv.double_conv[0].weight.clone()
+    with torch.no_grad():
+        weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"not finite at step 1: loss of map_2 nan.*lower --lr"):
+        trainer.fit()
+    assert torch.equal(trainer.model.up1.conv.double_conv[0].weight, kept)
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_a_failed_write_keeps_the_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "last.pt"
+    save_checkpoint(file, {"step": 1})
+
+    def full(content: object, stream: Any) -> None:
+        stream.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    message = r"cannot write .*last\.pt .*No space left.*earlier last\.pt is untouched"
+    with pytest.raises(TrainingError, match=message):
+        save_checkpoint(file, {"step": 2})
+    assert load_checkpoint(file)["step"] == 1
+    assert [f.name for f in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_foreign_and_damaged_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*absent\.pt"):
+        load_checkpoint(tmp_path / "absent.pt")
+    torch.save({"weights": {}}, tmp_path / "foreign.pt")
+    with pytest.raises(CheckpointError, match=r"foreign\.pt was not written by"):
+        load_checkpoint(tmp_path / "foreign.pt")
+    save_checkpoint(tmp_path / "cut.pt", {"weights": torch.zeros(999)})
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:700])
+    with pytest.raises(CheckpointError, match=r"cut\.pt is damaged"):
+        load_checkpoint(tmp_path / "cut.pt")
+    torch.save({"format": Path}, tmp_path / "code.pt")  # a class: weights_only refuses it
+    with pytest.raises(CheckpointError, match=r"code\.pt is damaged or no checkpoint"):
+        load_checkpoint(tmp_path / "code.pt")
+    save_checkpoint(tmp_path / "other.pt", {"model": "transfuse_t", "weights": {}})
+    with pytest.raises(CheckpointError, match=r"other\.pt does not fit transfuse_t: Missing key"):
+        load_model(tmp_path / "other.pt")
+
+
+def test_time_ends_a_run_with_the_decay_complete(tmp_path: Path) -> None:
+    trainer = Trainer(tiny(tmp_path, epochs=10_000, max_time=0.05, schedule="linear"))
+    started = time.monotonic()
+    assert trainer.fit() == 0
+    assert time.monotonic() - started < 30
+    assert 0 < trainer.step < 40_000
+    lr = trainer.optimizer.param_groups[0]["lr"]
+    assert lr < 0.5 * trainer.config.lr
+    assert (tmp_path / "best.pt").exists()
+
+
+def test_every_image_counts_the_same_in_an_evaluation(tmp_path: Path) -> None:
+    trainer = Trainer(tiny(tmp_path))
+    samples = synthetic_samples(5, (32, 32), seed=9)
+    one, other = (evaluate(trainer.model, samples, size) for size in (2, 5))
+    assert one is not None
+    assert other is not None
+    assert one.loss == pytest.approx(other.loss, rel=1e-5)
+    assert one.dice == pytest.approx(other.dice, rel=1e-5)
+    assert trainer.model.training
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fastclip", "train", "--data", "synthetic"]
+    command += ["--model", "transfuse_t", "--size", "32x32", "--batch-size", "4"]
+    command += ["--epochs", "10000", "--synthetic-images", "64", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if line.startswith("step 20"):
+                break
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "--resume" in out
+    assert load_checkpoint(tmp_path / "last.pt")["step"] >= 20
+    model, _ = load_model(tmp_path / "last.pt")
+    assert all(value.isfinite().all() for value in model.state_dict().values())
