@@ -25,6 +25,9 @@ def _load() -> tuple[ModuleType | None, str]:
 core, why_missing = _load()
 """The extension module, or None; and why it is None."""
 
+name = f"native ({core.build_info()['isa']})" if core is not None else ""
+"""How a report calls the core, with the instruction-set level that it chose."""
+
 
 def require() -> ModuleType:
     """The extension module, where a caller has made sure that it is there."""

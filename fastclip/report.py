@@ -17,7 +17,7 @@ def report() -> str:
     lines = [
         f"fastclip {_version('fastclip')}, torch {torch.__version__}, triton {_version('triton')}, "
         f"Python {platform.python_version()}",
-        f"cpu: {_native_line()}",
+        f"cpu: {_core()}",
         f"gpu: {cuda}",
         "",
     ]
@@ -30,11 +30,10 @@ def report() -> str:
     return "\n".join(lines)
 
 
-def _native_line() -> str:
+def _core() -> str:
     if native.core is None:
         return f"no native core: {native.why_missing}"
-    info = native.core.build_info()
-    return f"native core, instruction set {info['isa']}, {torch.get_num_threads()} threads"
+    return f"{native.name}, {torch.get_num_threads()} threads"
 
 
 def _version(package: str) -> str:

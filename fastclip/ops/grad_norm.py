@@ -41,7 +41,8 @@ class GradList:
 
     def has_norm(self, p: float) -> bool:
         """Whether the kernels define this p for these tensors as torch does."""
-        return p != 0 and not math.isnan(p) and not (math.isinf(p) and self._list.has_empty)
+        has_identity = 0 < p < math.inf  # else torch raises for an empty tensor
+        return p != 0 and not math.isnan(p) and (has_identity or not self._list.has_empty)
 
     def total_norm(self, p: float) -> Tensor:
         """The p-norm of all elements: 0-d, in the tensors' promoted dtype."""
@@ -100,4 +101,4 @@ def owner(device: str) -> tuple[str, str]:
         return "torch", f"fastclip has no {device} kernel for it yet"
     if native.core is None:
         return "torch", native.why_missing
-    return f"native ({native.core.build_info()['isa']})", ""
+    return native.name, ""

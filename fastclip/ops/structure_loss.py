@@ -78,7 +78,7 @@ def owner(device: str) -> tuple[str, str]:
         return "reference", f"fastclip has no {device} kernel for it yet"
     if native.core is None:
         return "reference", native.why_missing
-    return f"native ({native.core.build_info()['isa']})", ""
+    return native.name, ""
 
 
 def _real(logits: Sequence[Tensor]) -> torch.dtype:
