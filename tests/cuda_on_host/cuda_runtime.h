@@ -1,0 +1,251 @@
+// A stand-in for the CUDA runtime, so that a kernel's logic runs where there is no device.
+//
+// The threads of a block are fibers on one CPU thread, which change at barriers and shuffles only;
+// blocks run one after another. The order of both is shuffled. So indexing, tails, tables, tickets
+// and barriers that some thread misses are seen here; races between threads, memory order, real
+// registers and speed are not: only a device shows those.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#define __device__
+#define __host__
+#define __global__
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __shared__ static  // one block at a time
+
+struct dim3 {
+  unsigned int x, y, z;
+  dim3(unsigned int x = 1, unsigned int y = 1, unsigned int z = 1) : x(x), y(y), z(z) {}
+};
+
+struct uint4 {
+  unsigned int x, y, z, w;
+};
+
+using std::isfinite;
+using std::max;
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorLaunchFailure = 719 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
+using cudaStream_t = struct Stream*;
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+};
+
+namespace on_host {
+
+struct Device {  // what a test sets before, and reads after, a launch
+  int multiprocessors = 3;
+  int blocks_each = 2;
+  int current = 0;
+  bool capturing = false;
+  int launches = 0;
+  unsigned int grid = 0;
+  std::mt19937 order{0};
+  std::string error;
+};
+inline Device device;
+
+enum class State { kReady, kAtBarrier, kAtShuffle, kDone };
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  dim3 index;
+  State state = State::kReady;
+  int shuffles = 0;
+};
+
+struct Block {
+  ucontext_t scheduler;
+  std::vector<Fiber> fibers;
+  Fiber* running = nullptr;
+  std::function<void()> kernel;
+  std::vector<uint64_t> shuffled[2];  // two turns: a lane may be one shuffle ahead of another
+
+  void pause(State state) {
+    Fiber* self = running;
+    self->state = state;
+    swapcontext(&self->context, &scheduler);
+  }
+};
+inline Block block;
+inline dim3 block_size;
+
+inline void fiber_main() {
+  block.kernel();
+  block.pause(State::kDone);
+}
+
+// Lets waiting fibers go on where all of their block or warp wait for the same; false on deadlock.
+inline bool release() {
+  std::vector<Fiber>& fibers = block.fibers;
+  const auto all = [&](size_t begin, size_t end, State state) {
+    return std::all_of(fibers.begin() + begin, fibers.begin() + end,
+                       [=](const Fiber& fiber) { return fiber.state == state; });
+  };
+  bool progress = false;
+  const auto ready = [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) fibers[i].state = State::kReady;
+    progress = true;
+  };
+  if (all(0, fibers.size(), State::kAtBarrier)) ready(0, fibers.size());
+  for (size_t warp = 0; warp < fibers.size(); warp += 32) {
+    if (all(warp, warp + 32, State::kAtShuffle)) ready(warp, warp + 32);
+  }
+  return progress;
+}
+
+inline bool run_block() {
+  constexpr size_t kStack = 64 * 1024;
+  block.fibers.resize(block_size.x);
+  for (auto& turn : block.shuffled) turn.assign(block_size.x, 0);
+  for (unsigned int i = 0; i < block_size.x; ++i) {
+    Fiber& fiber = block.fibers[i];
+    if (!fiber.stack) fiber.stack.reset(new char[kStack]);
+    fiber.index = dim3(i, 0, 0);
+    fiber.state = State::kReady;
+    fiber.shuffles = 0;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStack;
+    makecontext(&fiber.context, fiber_main, 0);
+  }
+  std::vector<size_t> order(block_size.x);
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), device.order);
+  for (;;) {
+    for (const size_t i : order) {
+      if (block.fibers[i].state != State::kReady) continue;
+      block.running = &block.fibers[i];
+      swapcontext(&block.scheduler, &block.running->context);
+    }
+    const bool done = std::all_of(block.fibers.begin(), block.fibers.end(),
+                                  [](const Fiber& fiber) { return fiber.state == State::kDone; });
+    if (done) return true;
+    if (!release()) return false;
+  }
+}
+
+template <class T>
+T shuffle_down(T value, int step) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  Fiber* self = block.running;
+  const int turn = self->shuffles++ % 2;
+  const unsigned int lane = self->index.x % 32, source = lane + step < 32 ? lane + step : lane;
+  std::memcpy(&block.shuffled[turn][self->index.x], &value, sizeof(T));
+  block.pause(State::kAtShuffle);
+  std::memcpy(&value, &block.shuffled[turn][self->index.x - lane + source], sizeof(T));
+  return value;
+}
+
+template <class To, class From>
+To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+}  // namespace on_host
+
+#define threadIdx (::on_host::block.running->index)
+inline dim3 blockIdx, gridDim;
+
+inline void __syncthreads() { on_host::block.pause(on_host::State::kAtBarrier); }
+inline void __threadfence() {}
+
+template <class T>
+T __shfl_down_sync(unsigned int, T value, int step) {
+  return on_host::shuffle_down(value, step);
+}
+
+template <class T>
+T __ldcg(const T* at) {
+  return *at;
+}
+
+inline unsigned int atomicAdd(unsigned int* at, unsigned int x) {
+  *at += x;
+  return *at - x;
+}
+
+inline uint4 make_uint4(unsigned int x, unsigned int y, unsigned int z, unsigned int w) {
+  return {x, y, z, w};
+}
+inline float __uint_as_float(unsigned int bits) { return on_host::bit_cast<float>(bits); }
+inline unsigned int __float_as_uint(float x) { return on_host::bit_cast<unsigned int>(x); }
+inline double __longlong_as_double(long long bits) { return on_host::bit_cast<double>(bits); }
+inline long long __double_as_longlong(double x) { return on_host::bit_cast<long long>(x); }
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               const Arguments&... arguments) {
+  using namespace on_host;
+  ++device.launches;
+  device.grid = config->gridDim.x;
+  gridDim = config->gridDim;
+  block_size = config->blockDim;
+  block.kernel = [&] { kernel(arguments...); };
+  std::vector<unsigned int> blocks(gridDim.x);
+  std::iota(blocks.begin(), blocks.end(), 0u);
+  std::shuffle(blocks.begin(), blocks.end(), device.order);
+  for (const unsigned int b : blocks) {
+    blockIdx = dim3(b, 0, 0);
+    if (run_block()) continue;
+    device.error = "deadlock: a barrier or shuffle that not every thread comes to";
+    return cudaErrorLaunchFailure;
+  }
+  return cudaSuccess;
+}
+
+inline const char* cudaGetErrorString(cudaError_t) { return on_host::device.error.c_str(); }
+
+inline cudaError_t cudaGetDevice(int* current) {
+  *current = on_host::device.current;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaSetDevice(int wanted) {
+  on_host::device.current = wanted;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const bool count = attribute == cudaDevAttrMultiProcessorCount;
+  *value = count ? on_host::device.multiprocessors : 9;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel*, int, size_t) {
+  *blocks = on_host::device.blocks_each;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = on_host::device.capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
