@@ -1,11 +1,13 @@
 """Builds fastclip._native from csrc/ with ninja: pybind11 and a C++17 compiler, no torch.
 
 FASTCLIP_NATIVE=0 leaves the native core out; fastclip then runs on its pure-torch references.
-FASTCLIP_SANITIZE=address,undefined (or thread) builds it under those sanitizers.
+FASTCLIP_CUDA=0 leaves the CUDA kernels out, =1 insists on them; else they are built where nvcc is.
+FASTCLIP_SANITIZE=address,undefined (or thread) builds the CPU kernels under those sanitizers.
 """
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +29,8 @@ CXX, or install without native kernels, on the slower pure-torch references:
 
     FASTCLIP_NATIVE=0 pip install .
 """
+CUDA_ARCHS = ("80", "86", "89", "90", "100", "120")
+CUDA_OLDEST = (12, 1)  # of nvcc; kernels take 32 KB of parameters from here on
 
 
 def compiler() -> str:
@@ -41,9 +45,49 @@ def compiler() -> str:
     return command
 
 
+def nvcc() -> str | None:
+    """The CUDA compiler, where the CUDA kernels are to be built."""
+    wanted = os.environ.get("FASTCLIP_CUDA", "")
+    if wanted == "0" or (not wanted and os.environ.get("FASTCLIP_SANITIZE")):
+        return None
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    known = [str(Path(home) / "bin") for home in [*homes, "/usr/local/cuda"] if home]
+    command = shutil.which("nvcc", path=os.pathsep.join([*known[:-1], os.environ["PATH"]]))
+    command = command or shutil.which("nvcc", path=known[-1])
+    problem = "nvcc was not found: set CUDA_HOME"
+    if command is not None:
+        text = subprocess.run([command, "--version"], capture_output=True, text=True).stdout
+        found = re.search(r"release (\d+)\.(\d+)", text)
+        if found and (int(found[1]), int(found[2])) >= CUDA_OLDEST:
+            return command
+        problem = f"{command} is older than CUDA 12.1, or does not run"
+    if wanted:
+        raise CompileError(f"FASTCLIP_CUDA={wanted}, but {problem}")
+    print(f"fastclip is built without CUDA kernels: {problem}")
+    return None
+
+
+def cuda_rule(command: str) -> list[str]:
+    """The ninja rule for .cu files: machine code of every architecture nvcc knows, and PTX."""
+    listed = subprocess.run([command, "--list-gpu-code"], capture_output=True, text=True).stdout
+    archs = [arch for arch in CUDA_ARCHS if f"sm_{arch}" in listed.split()]
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    flags = "-std=c++17 -O3 --threads 2 -ccbin $host_cxx -Xcompiler -fPIC,-fvisibility=hidden"
+    return [
+        "rule compile_cuda",
+        "  description = $out",
+        f"  command = {command} {flags} {' '.join(targets)} -MD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+    ]
+
+
 def ninja_file(output: Path) -> str:
     """build.ninja: every source once, the CPU kernels once per instruction-set level."""
     import pybind11
+
+    cuda = nvcc()
 
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     levels = X86_LEVELS if x86 else {"baseline": ""}
@@ -56,12 +100,19 @@ def ninja_file(output: Path) -> str:
             "-Wno-unknown-pragmas -Wno-unused-function -Wno-ignored-attributes",
             "-Wno-maybe-uninitialized",  # GCC 12's own AVX-512 headers
             f"-isystem {sysconfig.get_path('include')} -isystem {pybind11.get_include()}",
-            f"-DFASTCLIP_X86_LEVELS={int(x86)}",
+            f"-DFASTCLIP_X86_LEVELS={int(x86)} -DFASTCLIP_CUDA={int(cuda is not None)}",
             guards,
         ]
     )
+    cxx = compiler()
+    link = f"$cxx -shared -fopenmp {guards or '-s'} $in -o $out"
+    if cuda is not None:  # nvcc knows where its static runtime lies
+        host_flags = ",".join(["-fopenmp", *(guards.split() or ["-s"])])
+        link = f"{cuda} -shared -cudart static -ccbin $host_cxx -Xcompiler {host_flags}"
+        link += " $in -o $out"
     lines = [
-        f"cxx = {compiler()}",
+        f"cxx = {cxx}",
+        f"host_cxx = {cxx.split()[-1]}",  # without a launcher such as ccache
         f"flags = {flags}",
         "rule compile",
         "  description = $out",
@@ -70,7 +121,8 @@ def ninja_file(output: Path) -> str:
         "  deps = gcc",
         "rule link",
         "  description = $out",
-        f"  command = $cxx -shared -fopenmp {guards or '-s'} $in -o $out",
+        f"  command = {link}",
+        *(cuda_rule(cuda) if cuda else []),
     ]
     objects = []
     for source in sorted(CSRC.glob("**/*.cpp")):
@@ -80,6 +132,9 @@ def ninja_file(output: Path) -> str:
             lines.append(f"build {objects[-1]}: compile {source}")
             if per_level:
                 lines.append(f"  level = {level} -DFASTCLIP_ISA={name} -fno-exceptions")
+    for source in sorted(CSRC.glob("cuda/*.cu")) if cuda else []:
+        objects.append(f"{source.stem}.cuda.o")
+        lines.append(f"build {objects[-1]}: compile_cuda {source}")
     lines.append(f"build {output}: link {' '.join(objects)}")
     return "\n".join([*lines, f"default {output}", ""])
 
@@ -98,7 +153,8 @@ class NinjaBuild(build_ext):
         except subprocess.CalledProcessError as error:
             raise CompileError(
                 "building fastclip's native core failed: see the messages above, or"
-                " install without it: FASTCLIP_NATIVE=0 pip install ."
+                " install without the CUDA kernels (FASTCLIP_CUDA=0 pip install .)"
+                " or without all of it: FASTCLIP_NATIVE=0 pip install ."
             ) from error
 
 

@@ -77,6 +77,7 @@ DType real_dtype(DType logits) { return logits == DType::kF64 ? DType::kF64 : DT
 }  // namespace
 
 py::tuple grad_norm(const TensorList& list, double p, bool per_tensor) {
+  require(list.on_cpu(), "tensors must be on the CPU");
   std::vector<double> norms(per_tensor ? list.tensors().size() : 0);
   double total;
   {
@@ -89,6 +90,7 @@ py::tuple grad_norm(const TensorList& list, double p, bool per_tensor) {
 }
 
 void scale_grads(const TensorList& list, double factor) {
+  require(list.on_cpu(), "tensors must be on the CPU");
   py::gil_scoped_release unlocked;
   cpu::scale_grads(list, factor);
 }

@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 
 #include "entry.h"
+#include "entry_cuda.h"
 #include "python_error.h"
 #include "tensor_list.h"
 #include "tensor_view.h"
@@ -9,7 +10,7 @@ namespace py = pybind11;
 using fastclip::TensorList;
 
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "fastclip's CPU kernels. Private: use the functions of the fastclip package.";
+  m.doc() = "fastclip's compiled kernels. Private: use the functions of the fastclip package.";
   py::register_exception<fastclip::Unsupported>(m, "Unsupported", PyExc_NotImplementedError);
   py::register_exception_translator([](std::exception_ptr error) {
     try {
@@ -25,11 +26,17 @@ PYBIND11_MODULE(_native, m) {
       .def("__len__", [](const TensorList& list) { return list.tensors().size(); })
       .def_property_readonly("dtypes", &TensorList::dtypes)
       .def_property_readonly("has_empty", &TensorList::has_empty)
+      .def_property_readonly("device", &fastclip::device_of)
+      .def("addresses", &fastclip::addresses_of)
       .def_property_readonly("tensors", &fastclip::tensors_of);
   m.def("bind_tensor_types", [](py::handle tensor, py::handle parameter) {
     fastclip::bind_tensor_types(tensor.ptr(), parameter.ptr());
   });
   m.def("build_info", &fastclip::build_info);
+  m.def("cuda_why_not", &fastclip::cuda_why_not);
+  m.def("cuda_work_size", &fastclip::cuda_work_size);
+  m.def("cuda_grad_norm", &fastclip::cuda_grad_norm);
+  m.def("cuda_scale_grads", &fastclip::cuda_scale_grads);
   m.def("grad_norm", &fastclip::grad_norm);
   m.def("scale_grads", &fastclip::scale_grads);
   m.def("structure_loss_forward", &fastclip::structure_loss_forward);

@@ -11,6 +11,23 @@ constexpr int64_t kChunkBytes = 64 * 1024;  // a chunk stays in L2 between a fir
 constexpr int64_t kTaskBytes = 64 * 1024;   // a task is worth a thread's trip to the queue
 constexpr int64_t kChunkOverheadBytes = 512;  // what starting a chunk costs, in bytes of reading
 
+// Whether two tensors start at one address. Blocks of a kernel would scale them at the same time,
+// and one of the two products would be lost.
+bool has_repeats(const std::vector<Chunk>& tensors) {
+  size_t slots = 16;
+  while (slots < 2 * tensors.size()) slots *= 2;
+  std::vector<uintptr_t> seen(slots);
+  for (const Chunk& tensor : tensors) {
+    if (tensor.numel == 0) continue;
+    const uintptr_t address = reinterpret_cast<uintptr_t>(tensor.data);
+    size_t slot = (address >> 4) * 0x9e3779b97f4a7c15ull >> 20 & (slots - 1);
+    while (seen[slot] != 0 && seen[slot] != address) slot = (slot + 1) & (slots - 1);
+    if (seen[slot] == address) return true;
+    seen[slot] = address;
+  }
+  return false;
+}
+
 }  // namespace
 
 TensorList::TensorList(PyObject* tensors, bool take_grads) {
@@ -36,6 +53,7 @@ TensorList::TensorList(PyObject* tensors, bool take_grads) {
       tensors_.push_back(tensor);
       add(tensor);
     }
+    if (!on_cpu() && has_repeats(chunks_)) throw Unsupported("a tensor listed twice");
   } catch (...) {
     Py_DECREF(items);
     release();
@@ -54,14 +72,22 @@ void TensorList::release() {
 
 void TensorList::add(PyObject* tensor) {
   const TensorView view = view_of(tensor);
-  if (view.device.type != dlpack::kCPU && view.device.type != dlpack::kCUDAHost) {
-    throw Unsupported("a tensor that is not on the CPU");
+  const bool on_cpu = view.device.type == dlpack::kCPU || view.device.type == dlpack::kCUDAHost;
+  const dlpack::Device device = on_cpu ? dlpack::Device{dlpack::kCPU, 0} : view.device;
+  if (tensors_.size() == 1) device_ = device;
+  if (device.type != device_.type || device.id != device_.id) {
+    throw Unsupported("tensors on several devices");
   }
   if (static_cast<int>(view.dtype) >= kFloatDTypes) throw Unsupported("a tensor of integers");
   if (!view.is_dense()) throw Unsupported("a tensor with gaps or overlaps in its memory");
   dtypes_ |= 1u << static_cast<int>(view.dtype);
   has_empty_ |= view.numel == 0;
-  cut(view, static_cast<int32_t>(tensors_.size()) - 1);
+  const int32_t index = static_cast<int32_t>(tensors_.size()) - 1;
+  if (on_cpu) {
+    cut(view, index);
+  } else {
+    chunks_.push_back({view.data, view.numel, view.dtype, index});
+  }
 }
 
 void TensorList::cut(const TensorView& view, int32_t index) {

@@ -15,14 +15,17 @@ class TensorList {
  public:
   // `tensors` is any sequence of tensors; with `take_grads` of parameters, whose gradients are
   // taken and None skipped. Holds a reference to each, so none is freed while a kernel runs.
-  // Throws Unsupported where one of them is not for the CPU kernels.
+  // Throws Unsupported where they are not all on one device, or one is not for the kernels.
   TensorList(PyObject* tensors, bool take_grads);
   ~TensorList();
   TensorList(const TensorList&) = delete;
   TensorList& operator=(const TensorList&) = delete;
 
   const std::vector<PyObject*>& tensors() const { return tensors_; }
+  // On other devices than the CPU: one chunk for each tensor, empty ones too.
   const std::vector<Chunk>& chunks() const { return chunks_; }
+  dlpack::Device device() const { return device_; }
+  bool on_cpu() const { return device_.type == dlpack::kCPU; }
   // Chunks task[i] .. task[i + 1] are one unit of work for a thread; bounded below in bytes, so
   // that ten thousand tiny tensors do not become ten thousand units.
   const std::vector<int64_t>& tasks() const { return tasks_; }
@@ -41,6 +44,7 @@ class TensorList {
   int64_t open_task_bytes_ = 0;
   uint32_t dtypes_ = 0;
   bool has_empty_ = false;
+  dlpack::Device device_{dlpack::kCPU, 0};
 };
 
 }  // namespace fastclip

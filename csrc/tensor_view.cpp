@@ -4,6 +4,8 @@
 #include <numeric>
 #include <string>
 
+#include "python_error.h"
+
 namespace fastclip {
 namespace {
 
@@ -69,6 +71,12 @@ TensorView view_of(PyObject* object) {
   view.numel = std::accumulate(tensor.shape, tensor.shape + tensor.ndim, int64_t{1},
                                [](int64_t a, int64_t b) { return a * b; });
   return view;
+}
+
+void* current_stream(dlpack::Device device) {
+  void* stream = nullptr;
+  if (g_api->current_work_stream(device.type, device.id, &stream) != 0) throw PythonError{};
+  return stream;
 }
 
 bool TensorView::is_contiguous() const {

@@ -48,4 +48,7 @@ void bind_tensor_types(PyObject* tensor_type, PyObject* parameter_type);
 // storage (sparse, meta) and dtypes that no kernel reads. The view is valid while `object` lives.
 TensorView view_of(PyObject* object);
 
+// The stream that torch queues work on now, for this device and thread.
+void* current_stream(dlpack::Device device);
+
 }  // namespace fastclip

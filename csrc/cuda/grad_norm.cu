@@ -437,9 +437,8 @@ void scale_grads(const Tensors& tensors, double max_norm, const KnownNorm& norm,
 
 const char* why_not(int device) {
   int driver = 0, major = 0;
-  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver < 12010) {
-    return "the driver is older than CUDA 12.1";  // 4 KB of parameters there
-  }
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return "there is no driver";
+  if (driver < 12010) return "the driver is older than CUDA 12.1";  // 4 KB of parameters there
   if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) {
     return "the CUDA runtime sees no such device";
   }
