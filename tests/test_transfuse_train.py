@@ -18,6 +18,7 @@ import torch
 
 for module in ("timm", "torchvision", "tqdm", "matplotlib", "tyro"):
     pytest.importorskip(module, reason="needs fastclip[train]")
+from fastclip.transfuse import create_model  # noqa: E402
 from fastclip.transfuse.checkpoint import (  # noqa: E402
     CheckpointError,
     TrainingError,
@@ -112,7 +113,7 @@ def stop_at(trainer: Trainer, step: int) -> None:
     trainer.train_step = train_step  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("step", [3, 4])  # within an epoch; at its end, before the validation
+@pytest.mark.parametrize("step", [3, 4, 8])  # within an epoch; at its end; at the last of all
 def test_an_interrupted_run_resumed_equals_an_uninterrupted_one(tmp_path: Path, step: int) -> None:
     assert Trainer(tiny(tmp_path / "whole")).fit() == 0
 
@@ -198,6 +199,15 @@ def test_foreign_and_damaged_checkpoints(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "other.pt", {"model": "transfuse_t", "weights": {}})
     with pytest.raises(CheckpointError, match=r"other\.pt does not fit transfuse_t: Missing key"):
         load_model(tmp_path / "other.pt")
+
+
+def test_published_weights_are_recognised(tmp_path: Path) -> None:
+    source = create_model("transfuse_t")
+    torch.save({f"module.{k}": v for k, v in source.state_dict().items()}, tmp_path / "t.pth")
+    model, content = load_model(tmp_path / "t.pth")
+    assert content["model"] == "transfuse_t"
+    assert content["config"]["size"] is None
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in source.state_dict().items())
 
 
 def test_time_ends_a_run_with_the_decay_complete(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastclip.transfuse.model import TransFuse, create_model
+from fastclip.transfuse.config import TrainConfig
+from fastclip.transfuse.model import ARCHITECTURES, TransFuse, create_model
 
 FORMAT = "fastclip.transfuse/1"
 
@@ -53,7 +55,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:
-    """Read a checkpoint of this trainer onto the CPU.
+    """Read a checkpoint of this trainer, or a published state dict, onto the CPU.
 
     Raises:
         CheckpointError: no such file, a damaged one, or another program's.
@@ -66,16 +68,29 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{file} is damaged or no checkpoint ({reason})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{file} was not written by `fastclip train` (published weights go through "
-            "create_model(...).load_state_dict)"
-        )
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} was not written by `fastclip train`")
+    if content.get("format") != FORMAT:
+        content = _published(content, file)
     return content
 
 
+def _published(weights: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A bare state dict, as the authors publish them, dressed as a checkpoint of this trainer."""
+    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    pos_embed = weights.get("transformer.pos_embed")
+    for name, arch in ARCHITECTURES.items():
+        shape = (1, arch.grid[0] * arch.grid[1], arch.width)
+        if isinstance(pos_embed, torch.Tensor) and tuple(pos_embed.shape) == shape:
+            config = asdict(TrainConfig(data="", model=name))
+            return {"format": FORMAT, "model": name, "weights": weights, "config": config}
+    raise CheckpointError(
+        f"{file} was not written by `fastclip train`, and is no TransFuse state dict either"
+    )
+
+
 def load_model(file: Path) -> tuple[TransFuse, dict[str, Any]]:
-    """The model of a checkpoint, in eval mode, and the checkpoint itself."""
+    """The model of a checkpoint, or of a published state dict, in eval mode; and the checkpoint."""
     content = load_checkpoint(file)
     model = create_model(content["model"])
     load_weights(model, content, file)

@@ -120,7 +120,7 @@ class EvaluateConfig:
     """Loss, Dice, IoU and accuracy of a checkpoint on a data set."""
 
     checkpoint: Path
-    """best.pt or last.pt of a run."""
+    """best.pt or last.pt of a run, or a published state dict."""
     data: str
     """As for train: a folder or 'synthetic'."""
     split: Split = "val"
@@ -140,7 +140,7 @@ class PredictConfig:
     """Write a mask and an overlay, both PNG, for every image of a folder."""
 
     checkpoint: Path
-    """best.pt or last.pt of a run."""
+    """best.pt or last.pt of a run, or a published state dict."""
     images: Path
     """Folder of images, of any sizes."""
     out: Path

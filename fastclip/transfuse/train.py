@@ -13,29 +13,16 @@ from torch import Tensor
 
 import fastclip
 from fastclip.transfuse.augment import normalise, steps_per_epoch, train_batches
-from fastclip.transfuse.checkpoint import (
-    CheckpointError,
-    TrainingError,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
+from fastclip.transfuse.checkpoint import TrainingError, load_weights, save_checkpoint
 from fastclip.transfuse.config import TrainConfig, image_size, torch_device, usage_errors
 from fastclip.transfuse.data import Samples
 from fastclip.transfuse.evaluate import Evaluation, evaluate, load_samples
-from fastclip.transfuse.model import TransFuse, create_model
-from fastclip.transfuse.pretrained import load_backbones
 from fastclip.transfuse.record import LOG_EVERY, Record, StopSignals
 from fastclip.transfuse.schedule import Budget, lr_factor
+from fastclip.transfuse.setup import RUN_FILES, build_model, build_optimizer, claim_folder
 
 HEAD_WEIGHTS = (0.5, 0.3, 0.2)  # of map_2, map_1, map_x
 INTERRUPTED = 130
-# What a resumed run must share with the first part, to be its continuation.
-SAME_ON_RESUME = (
-    *("data", "model", "size", "batch_size", "lr", "optimizer", "weight_decay", "schedule"),
-    *("warmup_steps", "clip_norm", "augment", "val_fraction", "synthetic_images", "precision"),
-    "seed",
-)
 
 
 class Trainer:
@@ -52,16 +39,15 @@ class Trainer:
         height, width = image_size(config.size, config.model)
         self.config = config = replace(config, size=f"{height}x{width}")
         self.device = torch_device(config.device)
-        self.out = config.out or Path(f"runs/{config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
-        resumed = self._claim_out()
+        self.out, resumed = claim_folder(config)
         options = {
             key: getattr(config, key) for key in ("seed", "val_fraction", "synthetic_images")
         }
         self.train_set: Samples = load_samples(config.data, "train", (height, width), **options)
         self.val_set: Samples = load_samples(config.data, "val", (height, width), **options)
         torch.manual_seed(config.seed)
-        self.model = _build_model(config).to(self.device).to(memory_format=torch.channels_last)
-        self.optimizer = _build_optimizer(self.model, config)
+        self.model = build_model(config).to(self.device).to(memory_format=torch.channels_last)
+        self.optimizer = build_optimizer(self.model, config)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         per_epoch = steps_per_epoch(len(self.train_set), config.batch_size)
         self.per_epoch = per_epoch
@@ -71,38 +57,17 @@ class Trainer:
         )
         self.head_weights = torch.tensor(HEAD_WEIGHTS, device=self.device)
         self.step = self.epoch = self.batch = 0  # batch counts within the epoch
+        self.validated = 0  # the step of the last validation
         self.latest: tuple[Tensor, Tensor] | None = None  # losses and norm of the last step
         self.best_dice, self.seconds_before = -1.0, 0.0
         self.record = Record(self.out, self.val_set.source, config.tensorboard)
         self.stop = StopSignals()
         if resumed is not None:
             self._restore(resumed)
+        elif config.overwrite:  # or the best.pt of the earlier run would pass for this one's
+            for name in RUN_FILES:
+                (self.out / name).unlink(missing_ok=True)
         self.started = time.monotonic()
-
-    def _claim_out(self) -> dict[str, Any] | None:
-        """Make the output folder; the checkpoint to go on from, where one is asked for."""
-        last = self.out / "last.pt"
-        if self.config.resume:
-            content = load_checkpoint(last)
-            for key in SAME_ON_RESUME:
-                old, new = content["config"][key], asdict(self.config)[key]
-                if old != new:
-                    flag = key.replace("_", "-")
-                    raise CheckpointError(
-                        f"{last} was trained with --{flag} {old}, not {new}: give the same, or "
-                        "start a new run in another --out"
-                    )
-            return content
-        if not self.config.overwrite and (last.exists() or (self.out / "best.pt").exists()):
-            raise CheckpointError(
-                f"--out {self.out} holds an earlier run: --resume continues it, --overwrite "
-                "replaces it, or choose another folder"
-            )
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--out {self.out}: {error.strerror}") from error
-        return None
 
     def seconds(self) -> float:
         """Time spent on this run, resumed parts together."""
@@ -116,7 +81,8 @@ class Trainer:
                 written.
         """
         with self.stop:
-            while not self.budget.spent(self.step, self.seconds()):
+            # A run stopped between its last step and that step's validation still owes it.
+            while self.validated != self.step or not self._spent():
                 self._train_epoch()
                 if self.stop.requested or not self._finish_epoch():
                     return self._interrupted()
@@ -126,6 +92,8 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         """Go through what is left of the epoch, or of the budget."""
+        if self._spent():
+            return
         config = self.config
         batches = train_batches(
             self.train_set,
@@ -145,8 +113,11 @@ class Trainer:
                 bar.step(self.step, losses, norm, lr, len(images))
                 if self.step % LOG_EVERY == 0:
                     self._require_finite(losses, norm)
-                if self.stop.requested or self.budget.spent(self.step, self.seconds()):
+                if self.stop.requested or self._spent():
                     return
+
+    def _spent(self) -> bool:
+        return self.budget.spent(self.step, self.seconds())
 
     def _set_lr(self) -> float:
         progress = self.budget.progress(self.step, self.seconds())
@@ -204,6 +175,7 @@ class Trainer:
         if result is None:
             return False
         self.record.validated(self.epoch, self.step, self.seconds(), result)
+        self.validated = self.step
         if self.batch >= self.per_epoch:
             self.epoch, self.batch = self.epoch + 1, 0
         if result.dice > self.best_dice:
@@ -243,6 +215,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "batch": self.batch,
+            "validated": self.validated,
             "seconds": self.seconds(),
             "best_dice": self.best_dice,
             "rng": torch.get_rng_state(),
@@ -256,25 +229,12 @@ class Trainer:
         load_weights(self.model, content, file)
         self.optimizer.load_state_dict(content["optimizer"])
         self.step, self.epoch, self.batch = (content[k] for k in ("step", "epoch", "batch"))
+        self.validated = content["validated"]
         self.best_dice, self.seconds_before = content["best_dice"], content["seconds"]
         self.record.restore(content["record"])
         torch.set_rng_state(content["rng"])
         if content["rng_cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(content["rng_cuda"], self.device)
-
-
-def _build_model(config: TrainConfig) -> TransFuse:
-    model = create_model(config.model)
-    if config.pretrained or config.resnet_weights or config.deit_weights:
-        load_backbones(model, resnet=config.resnet_weights, deit=config.deit_weights)
-    return model
-
-
-def _build_optimizer(model: TransFuse, config: TrainConfig) -> torch.optim.Optimizer:
-    groups = fastclip.param_groups(model, lr=config.lr, weight_decay=config.weight_decay)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999), fused=True)
-    return torch.optim.Adam(groups, lr=config.lr, betas=(0.5, 0.999), fused=True)
 
 
 def run_train(config: TrainConfig) -> int:

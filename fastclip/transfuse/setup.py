@@ -1,0 +1,80 @@
+"""What a run starts from: its folder, its network, its optimizer."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastclip
+from fastclip.transfuse.checkpoint import CheckpointError, load_checkpoint
+from fastclip.transfuse.config import TrainConfig
+from fastclip.transfuse.model import TransFuse, create_model
+from fastclip.transfuse.pretrained import load_backbones
+
+RUN_FILES = ("best.pt", "last.pt", "metrics.csv", "steps.csv", "curves.png", "overlays.png")
+# What a resumed run must share with the first part, to be its continuation.
+SAME_ON_RESUME = (
+    *("data", "model", "size", "batch_size", "lr", "optimizer", "weight_decay", "schedule"),
+    *("warmup_steps", "clip_norm", "augment", "val_fraction", "synthetic_images", "precision"),
+    "seed",
+)
+
+
+def claim_folder(config: TrainConfig) -> tuple[Path, dict[str, Any] | None]:
+    """Make the output folder.
+
+    Returns:
+        The folder, and the checkpoint to go on from where `config.resume` asks for one.
+
+    Raises:
+        CheckpointError: the folder holds another run, or none to resume.
+        ValueError: the folder cannot be made.
+    """
+    out = config.out or Path(f"runs/{config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if config.resume:
+        content = load_checkpoint(out / "last.pt")
+        _require_same(content, config, out / "last.pt")
+        return out, content
+    if not config.overwrite and any((out / name).exists() for name in RUN_FILES[:2]):
+        raise CheckpointError(
+            f"--out {out} holds an earlier run: --resume continues it, --overwrite replaces it, "
+            "or choose another folder"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {out}: {error.strerror}") from error
+    return out, None
+
+
+def _require_same(content: dict[str, Any], config: TrainConfig, file: Path) -> None:
+    if "optimizer" not in content:
+        raise CheckpointError(f"{file} holds no optimizer state: resume from a last.pt")
+    for key in SAME_ON_RESUME:
+        old, new = content["config"][key], asdict(config)[key]
+        if old != new:
+            flag = key.replace("_", "-")
+            raise CheckpointError(
+                f"{file} was trained with --{flag} {old}, not {new}: give the same, or start a "
+                "new run in another --out"
+            )
+
+
+def build_model(config: TrainConfig) -> TransFuse:
+    """The network, from ImageNet weights where the configuration names any."""
+    model = create_model(config.model)
+    if config.pretrained or config.resnet_weights or config.deit_weights:
+        load_backbones(model, resnet=config.resnet_weights, deit=config.deit_weights)
+    return model
+
+
+def build_optimizer(model: TransFuse, config: TrainConfig) -> torch.optim.Optimizer:
+    """Adam as published or AdamW, over the groups of `fastclip.param_groups`."""
+    groups = fastclip.param_groups(model, lr=config.lr, weight_decay=config.weight_decay)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999), fused=True)
+    return torch.optim.Adam(groups, lr=config.lr, betas=(0.5, 0.999), fused=True)
