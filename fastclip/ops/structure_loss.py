@@ -1,11 +1,13 @@
 """The op `structure_loss`: boundary-weighted BCE + weighted IoU of every image, head and channel.
 
-Owner on the CPU: the native core, through torch.library so that autograd, torch.compile and fake
-tensors see one op. Other devices run the reference.
+Owner on the CPU: the native core; on CUDA and XPU: Triton where it is installed. Both go through
+torch.library, so that autograd, torch.compile and fake tensors see one op. Other devices run the
+reference.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,11 +19,16 @@ from fastclip import native
 
 _OPTIONS = "int window, float boundary_weight, float smooth, bool weighted_bce"
 _INPUTS = f"Tensor[] logits, Tensor mask, Tensor? valid, {_OPTIONS}"
-torch.library.define("fastclip::structure_loss", f"({_INPUTS}) -> (Tensor loss, Tensor sums)")
+# columns: what Triton's backward needs of the windows, [B, C, H, W]; nothing on the CPU.
+torch.library.define(
+    "fastclip::structure_loss", f"({_INPUTS}) -> (Tensor loss, Tensor sums, Tensor columns)"
+)
 torch.library.define(
     "fastclip::structure_loss_backward",
-    f"(Tensor grad_loss, Tensor sums, {_INPUTS}) -> Tensor[]",
+    f"(Tensor grad_loss, Tensor sums, Tensor columns, {_INPUTS}) -> Tensor[]",
 )
+_TRITON_DEVICES = ("cuda", "xpu")
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def structure_loss_ref(
@@ -74,6 +81,8 @@ def structure_loss(
 
 def owner(device: str) -> tuple[str, str]:
     """(implementation, why it is not a kernel) for a device type."""
+    if device in _TRITON_DEVICES:
+        return ("triton", "") if _HAS_TRITON else ("reference", "triton is not installed")
     if device != "cpu":
         return "reference", f"fastclip has no {device} kernel for it yet"
     if native.core is None:
@@ -96,17 +105,18 @@ def _plain(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> tupl
 @torch.library.impl("fastclip::structure_loss", "cpu")
 def _forward(
     logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor]:
-    loss, sums = _fake_forward(logits, mask, valid, *options)
+) -> tuple[Tensor, Tensor, Tensor]:
+    loss, sums, columns = _fake_forward(logits, mask, valid, *options)
     plain = _plain(logits, mask, valid)
     native.require().structure_loss_forward(*plain, *options, loss, sums)
-    return loss, sums
+    return loss, sums, columns
 
 
 @torch.library.impl("fastclip::structure_loss_backward", "cpu")
 def _backward(
     grad_loss: Tensor,
     sums: Tensor,
+    columns: Tensor,
     logits: Sequence[Tensor],
     mask: Tensor,
     valid: Tensor | None,
@@ -118,36 +128,59 @@ def _backward(
     return grads
 
 
+@torch.library.impl("fastclip::structure_loss", _TRITON_DEVICES)
+def _triton_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from fastclip.kernels import structure_loss as kernels  # imports triton
+
+    outputs = _fake_forward(*inputs)
+    with torch.accelerator.device_index(outputs[0].device.index):
+        kernels.forward(*outputs, *inputs)
+    return outputs
+
+
+@torch.library.impl("fastclip::structure_loss_backward", _TRITON_DEVICES)
+def _triton_backward(grad_loss: Tensor, *inputs: Any) -> list[Tensor]:
+    from fastclip.kernels import structure_loss as kernels
+
+    grads = _fake_backward(grad_loss, *inputs)
+    with torch.accelerator.device_index(grad_loss.device.index):
+        kernels.backward(grads, grad_loss, *inputs)
+    return grads
+
+
 @torch.library.register_fake("fastclip::structure_loss")
 def _fake_forward(
     logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor]:
-    shape = (len(logits), *mask.shape[:2])
-    loss = mask.new_empty(shape, dtype=_real(logits))
-    return loss, mask.new_empty((*shape, 4), dtype=torch.float64)
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape, real = (len(logits), *mask.shape[:2]), _real(logits)
+    return (
+        mask.new_empty(shape, dtype=real),
+        mask.new_empty((*shape, 4), dtype=torch.float64),
+        mask.new_empty(mask.shape if mask.device.type in _TRITON_DEVICES else (0,), dtype=real),
+    )
 
 
 @torch.library.register_fake("fastclip::structure_loss_backward")
 def _fake_backward(
-    grad_loss: Tensor, sums: Tensor, logits: Sequence[Tensor], *rest: Any
+    grad_loss: Tensor, sums: Tensor, columns: Tensor, logits: Sequence[Tensor], *rest: Any
 ) -> list[Tensor]:
     return [torch.empty_like(head, memory_format=torch.contiguous_format) for head in logits]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, mask, valid, *ctx.options = inputs
     ctx.heads = len(logits)
-    ctx.save_for_backward(output[1], mask, valid, *logits)
+    ctx.save_for_backward(*output[1:], mask, valid, *logits)
     ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx: Any, grad_loss: Tensor | None, grad_sums: Tensor | None) -> tuple[Any, ...]:
-    sums, mask, valid, *logits = ctx.saved_tensors
+def _autograd(ctx: Any, grad_loss: Tensor | None, *unused: Tensor | None) -> tuple[Any, ...]:
+    sums, columns, mask, valid, *logits = ctx.saved_tensors
     nothing = (None,) * (len(ctx.options) + 2)
     if grad_loss is None:
         return [None] * ctx.heads, *nothing
     grads = torch.ops.fastclip.structure_loss_backward(
-        grad_loss, sums, logits, mask, valid, *ctx.options
+        grad_loss, sums, columns, logits, mask, valid, *ctx.options
     )
     return grads, *nothing
 
