@@ -40,7 +40,7 @@ LossGradient gradient_of(const LossSums& s, double smooth, double upstream) {
 int64_t loss_scratch_bytes(const LossPass& pass) {
   constexpr int64_t kVector = 64, kSlack = 8;
   const int64_t row = (pass.width + 2 * kVector) * static_cast<int64_t>(sizeof(double));
-  const int64_t run = row + 2 * pass.radius_x * static_cast<int64_t>(sizeof(double));
+  const int64_t run = row + 4 * pass.radius_x * static_cast<int64_t>(sizeof(double));
   const int64_t sums = pass.head_count * 3 * kVector * 2;
   return (sums + run + kSlack * row + 127) / 128 * 128;
 }
