@@ -74,7 +74,7 @@ def structure_loss(
         return loss[0] if single else loss
     if head_weights is not None:
         loss = loss * _head_factors(head_weights, loss)
-    return loss.mean() if len(heads) == 1 else loss.mean(dim=(1, 2)).sum()
+    return loss.sum() / (loss.shape[1] * loss.shape[2])
 
 
 class StructureLoss(nn.Module):

@@ -167,22 +167,37 @@ def _fake_backward(
     return [torch.empty_like(head, memory_format=torch.contiguous_format) for head in logits]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, mask, valid, *ctx.options = inputs
-    ctx.heads = len(logits)
-    ctx.save_for_backward(*output[1:], mask, valid, *logits)
-    ctx.set_materialize_grads(False)
+class _Autograd(torch.autograd.Function):
+    """Less host time than torch.library.register_autograd, which unpacks every list in Python."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, mask: Tensor, valid: Tensor | None, options: tuple[Any, ...], *logits: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs = torch.ops.fastclip.structure_loss(logits, mask, valid, *options)
+        ctx.options = options
+        ctx.save_for_backward(*outputs[1:], mask, valid, *logits)
+        ctx.mark_non_differentiable(*outputs[1:])
+        ctx.set_materialize_grads(False)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        sums, columns, mask, valid, *logits = ctx.saved_tensors
+        grads = [None] * len(logits)
+        if grad_outputs[0] is not None:
+            grads = torch.ops.fastclip.structure_loss_backward(
+                grad_outputs[0], sums, columns, logits, mask, valid, *ctx.options
+            )
+        return None, None, None, *grads
 
 
-def _autograd(ctx: Any, grad_loss: Tensor | None, *unused: Tensor | None) -> tuple[Any, ...]:
-    sums, columns, mask, valid, *logits = ctx.saved_tensors
-    nothing = (None,) * (len(ctx.options) + 2)
-    if grad_loss is None:
-        return [None] * ctx.heads, *nothing
-    grads = torch.ops.fastclip.structure_loss_backward(
-        grad_loss, sums, columns, logits, mask, valid, *ctx.options
-    )
-    return grads, *nothing
+@torch.library.impl("fastclip::structure_loss", "Autograd")
+def _differentiable(
+    logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _Autograd.apply(mask, valid, options, *logits)
 
 
 def _no_second_derivative(ctx: Any, *grads: Any) -> None:
@@ -192,5 +207,4 @@ def _no_second_derivative(ctx: Any, *grads: Any) -> None:
     )
 
 
-torch.library.register_autograd("fastclip::structure_loss", _autograd, setup_context=_save)
 torch.library.register_autograd("fastclip::structure_loss_backward", _no_second_derivative)
