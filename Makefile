@@ -1,0 +1,60 @@
+# make train   trains transfuse_t in under five minutes and shows the result
+# make test    linters, all tests, and the wheel's core tests under another torch
+# make bench   CPU benchmarks; rows go to bench/results/
+# make gpu     on a machine with an NVIDIA GPU and its own torch: build, test, benchmark
+# make setup   the virtual environment that the first three use
+#
+# DATA=folder   images to train on; else $FASTCLIP_DATA, else synthetic ones
+# PYTHON, VENV  the interpreter and the environment
+# OTHER_TORCH   the torch release that the wheel is also tested under
+
+PYTHON ?= python3
+VENV ?= .venv
+DATA ?= $(or $(FASTCLIP_DATA),synthetic)
+OUT ?= runs/make-train
+OTHER_TORCH ?= 2.13.0
+OTHER_VENV = $(VENV)-torch-$(OTHER_TORCH)
+SOURCES = pyproject.toml setup.py $(shell find csrc -type f)
+
+.PHONY: setup train test lint test-wheel wheel bench sanitize clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.ready: $(VENV)/bin/python $(SOURCES)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[train,dev]'
+	touch $@
+
+train: setup
+	$(VENV)/bin/fastclip train --data '$(DATA)' --model transfuse_t --size 96x128 --out '$(OUT)'
+
+test: lint test-wheel
+	$(VENV)/bin/python -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
+
+wheel: setup
+	rm -rf build/wheel
+	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+
+# One binary, several torch versions: the wheel runs unchanged in a second environment.
+test-wheel: wheel $(OTHER_VENV)/.ready
+	$(OTHER_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
+	cd build && ../$(OTHER_VENV)/bin/python -m pytest ../tests --rootdir ../tests -m core
+
+$(OTHER_VENV)/.ready:
+	$(PYTHON) -m venv $(OTHER_VENV)
+	$(OTHER_VENV)/bin/python -m pip install --quiet torch==$(OTHER_TORCH) numpy pytest pytest-benchmark hypothesis expecttest
+	touch $@
+
+bench: setup
+	$(VENV)/bin/python -m pytest bench --benchmark-enable -s
+
+clean:
+	rm -rf build dist *.egg-info $(VENV) $(VENV)-torch-*

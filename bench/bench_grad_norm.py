@@ -1,0 +1,151 @@
+"""Gradient clipping on the CPU: fastclip against torch eager, compiled, and the best rewrite.
+
+    pytest bench/bench_grad_norm.py --benchmark-enable
+
+`read` is what a threaded read of the same bytes takes (torch's sum of one flat tensor), the floor
+of a step that clips nothing; `read + scale` adds torch's in-place multiplication of it, the floor
+of one that clips.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import measure
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastclip
+
+TRANSFUSE_S = "transfuse_s"
+CASES = {
+    "1 x 26.2M": [26_200_000],
+    "100 x 100k": [100_000] * 100,
+    "transfuse_s (382 tensors, 26.2M)": TRANSFUSE_S,
+    "1000 x 1000": [1000] * 1000,
+    "10000 x 100": [100] * 10_000,
+    "10000 x 1": [1] * 10_000,
+}
+DTYPES = {"float32": [torch.float32], "bfloat16": [torch.bfloat16]}
+DTYPES["mixed"] = [torch.float32, torch.bfloat16]
+
+
+def rewrite_(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+    """The best of plain torch: foreach, and no write where nothing is clipped."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2.0)))
+    factor = max_norm / (norm.item() + 1e-6)
+    if factor < 1:
+        torch._foreach_mul_(grads, factor)
+    return norm
+
+
+def parameters_of(case: str, dtypes: list[torch.dtype]) -> list[nn.Parameter]:
+    shapes = CASES[case]
+    if shapes is TRANSFUSE_S:
+        transfuse = pytest.importorskip("fastclip.transfuse", reason="needs fastclip[train]")
+        model = transfuse.create_model(TRANSFUSE_S)
+        shapes = [tuple(p.shape) for p in model.parameters()]
+    parameters = []
+    for i, shape in enumerate(shapes):
+        p = nn.Parameter(torch.empty(shape, dtype=dtypes[i % len(dtypes)]))
+        p.grad = torch.randn(p.shape).to(p.dtype)
+        parameters.append(p)
+    return parameters
+
+
+def exact_norm(grads: list[Tensor]) -> float:
+    return math.sqrt(math.fsum(g.double().square().sum().item() for g in grads))
+
+
+@pytest.mark.parametrize("clipping", [False, True], ids=["idle", "clipping"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def bench_clip(case, dtype, clipping, benchmark):
+    torch.manual_seed(0)
+    parameters = parameters_of(case, DTYPES[dtype])
+    grads = [p.grad for p in parameters]
+    exact = exact_norm(grads)
+    limit = [exact * 1.5]
+    flat = torch.randn(sum(g.numel() * g.element_size() for g in grads) // 4)
+    bytes_read = flat.numel() * 4
+
+    def step(clip_: Callable) -> Callable[[], object]:
+        def run() -> object:
+            limit[0] *= 0.99 if clipping else 1  # every step clips anew, a little
+            return clip_(parameters, limit[0])
+
+        return run
+
+    if clipping:
+        limit[0] = exact
+    functions = {"torch": nn.utils.clip_grad_norm_, "rewrite": rewrite_}
+    functions["fastclip"] = fastclip.clip_grad_norm_
+    errors = {n: abs(f(parameters, math.inf).item() / exact - 1) for n, f in functions.items()}
+    assert errors["fastclip"] < (1e-6 if dtype == "float32" else 5e-3)
+    variants = {name: step(function) for name, function in functions.items()}
+    variants["read + scale" if clipping else "read"] = (
+        (lambda: (flat.sum(), flat.mul_(0.999))) if clipping else flat.sum
+    )
+    medians = measure.interleaved_ms(variants, repeats=40)
+    moved = dict.fromkeys(variants, bytes_read * (3 if clipping else 1))
+    mode = "clipping" if clipping else "not clipping"
+    rows = measure.rows(
+        "clip",
+        f"{case}, {mode}",
+        dtype,
+        medians,
+        baseline="torch",
+        moved_bytes=moved,
+        errors=errors,
+    )
+    measure.save("clip_cpu", rows)
+    benchmark(variants["fastclip"])
+
+
+@pytest.mark.parametrize("elements", [10**6, 10**7, 10**8])
+def bench_accuracy(elements, benchmark):
+    """The norm of one float32 tensor: relative error against float64, and time."""
+    x = torch.randn(elements, generator=torch.Generator().manual_seed(0))
+    exact = exact_norm(list(x.split(10**7)))
+    functions = {"torch": nn.utils.get_total_norm, "fastclip": fastclip.get_total_norm}
+    errors = {name: abs(f([x]).item() / exact - 1) for name, f in functions.items()}
+    assert errors["fastclip"] < 1e-6
+    calls = {name: (lambda f=f: f([x])) for name, f in functions.items()}
+    medians = measure.interleaved_ms(calls, repeats=7, warmup=1)
+    rows = measure.rows(
+        "norm",
+        f"1 x {elements:.0e}",
+        "float32",
+        medians,
+        baseline="torch",
+        moved_bytes=dict.fromkeys(calls, 4 * elements),
+        errors=errors,
+    )
+    measure.save("clip_cpu", rows)
+    benchmark.pedantic(calls["fastclip"], rounds=3)
+
+
+def bench_clip_and_step(benchmark):
+    """Clip, then AdamW(fused), on TransFuse_S, clipping at every step."""
+    parameters = parameters_of("transfuse_s (382 tensors, 26.2M)", [torch.float32])
+    optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
+    limit = [exact_norm([p.grad for p in parameters])]
+
+    def step(clip_: Callable) -> Callable[[], None]:
+        def run() -> None:
+            limit[0] *= 0.99
+            clip_(parameters, limit[0])
+            optimizer.step()
+
+        return run
+
+    variants = {"torch": step(nn.utils.clip_grad_norm_), "fastclip": step(fastclip.clip_grad_norm_)}
+    medians = measure.interleaved_ms(variants, repeats=25)
+    rows = measure.rows(
+        "clip + adamw", "transfuse_s, clipping", "float32", medians, baseline="torch"
+    )
+    measure.save("clip_cpu", rows)
+    benchmark.pedantic(variants["fastclip"], rounds=3)

@@ -1,0 +1,142 @@
+"""The structure loss on the CPU, forward and backward: fastclip against the code people copy.
+
+    pytest bench/bench_structure_loss.py --benchmark-enable
+
+`eager` is the published function, called once per head; `rewrite` is the best that plain torch
+does (sums of runs, one weight map for all heads), and `rewrite, compiled` that under
+torch.compile. `copy` moves the bytes that the loss must: two reads of the logits and the mask, one
+write of the gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import measure
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fastclip
+from fastclip.ops.structure_loss import structure_loss_ref
+
+HEAD_WEIGHTS = (0.5, 0.3, 0.2)
+CASES = {
+    "3 heads, 16x1x192x256": (3, (16, 1, 192, 256)),
+    "1 head, 16x1x192x256": (1, (16, 1, 192, 256)),
+    "3 heads, 16x1x352x352": (3, (16, 1, 352, 352)),
+    "3 heads, 2x1x1024x1024": (3, (2, 1, 1024, 1024)),
+}
+DTYPES = dict.fromkeys(CASES, (torch.float32,))
+DTYPES["3 heads, 16x1x192x256"] = (torch.float32, torch.bfloat16, torch.float16)
+LOSS_SCALE = torch.tensor(65536.0)  # as GradScaler's: half gradients would underflow without
+
+
+def eager(heads: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """The published loss: its own weight map for every head."""
+    losses = [structure_loss_ref([head], mask, None, 31, 5.0, 1.0, True).mean() for head in heads]
+    return sum(w * loss for w, loss in zip(HEAD_WEIGHTS, losses, strict=False))
+
+
+def box_sum(x: Tensor, dim: int) -> Tensor:
+    """Sums of 31 neighbours along one dimension, from sums of 2, 4, 8 and 16."""
+    length = x.shape[dim]
+    run = F.pad(x, (15, 15) if dim == 3 else (0, 0, 15, 15))
+    total, start = run.narrow(dim, 0, length), 1
+    for width in (1, 2, 4, 8):
+        run = run.narrow(dim, 0, run.shape[dim] - width) + run.narrow(
+            dim, width, run.shape[dim] - width
+        )
+        total = total + run.narrow(dim, start, length)
+        start += 2 * width
+    return total
+
+
+def rewrite(heads: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Plain torch at its best: one weight map, by two one-dimensional poolings."""
+    w = 1 + 5 * (box_sum(box_sum(mask, 3), 2) / 31**2 - mask).abs()
+    w_sum = w.sum((2, 3))
+    total = torch.zeros(())
+    for factor, head in zip(HEAD_WEIGHTS, heads, strict=False):
+        x = head.float()
+        s = x.sigmoid()
+        bce = (w * (F.softplus(x) - x * mask)).sum((2, 3)) / w_sum
+        ws = w * s
+        inter = (ws * mask).sum((2, 3))
+        union = (ws + w * mask).sum((2, 3))
+        total = total + factor * (bce + 1 - (inter + 1) / (union - inter + 1)).mean()
+    return total
+
+
+def step(loss: Callable, heads: list[Tensor], mask: Tensor) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        for head in heads:
+            head.grad = None
+        value = loss(heads, mask)
+        value.backward(LOSS_SCALE)
+        return value
+
+    return run
+
+
+def scene(shape: tuple[int, ...], heads: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    torch.manual_seed(0)
+    field = F.interpolate(torch.randn(*shape[:2], 6, 8), shape[2:], mode="bilinear")
+    logits = [torch.randn(shape).to(dtype).requires_grad_() for _ in range(heads)]
+    return logits, (field > 0).float()
+
+
+def gradient_error(run: Callable, heads: list[Tensor], exact: list[Tensor]) -> float:
+    run()
+    errors = [(h.grad.double() - e).norm() / e.norm() for h, e in zip(heads, exact, strict=True)]
+    return max(error.item() for error in errors)
+
+
+@pytest.mark.parametrize(("case", "dtype"), [(c, d) for c in CASES for d in DTYPES[c]], ids=str)
+def bench_structure_loss(case, dtype, benchmark):
+    count, shape = CASES[case]
+    heads, mask = scene(shape, count, dtype)
+
+    def fused(x: list[Tensor], m: Tensor) -> Tensor:
+        return fastclip.structure_loss(x, m, head_weights=HEAD_WEIGHTS[:count])
+
+    losses = {"eager": eager, "rewrite": rewrite, "fastclip": fused}
+    torch._dynamo.reset()
+    losses["rewrite, compiled"] = torch.compile(rewrite)
+    variants = {name: step(loss, heads, mask) for name, loss in losses.items()}
+    doubles = [head.detach().double().requires_grad_() for head in heads]
+    step(eager, doubles, mask.double())()
+    exact = [d.grad for d in doubles]
+    errors = {name: gradient_error(run, heads, exact) for name, run in variants.items()}
+    assert errors["fastclip"] < {torch.float32: 1e-6, torch.bfloat16: 3e-3}.get(dtype, 1e-3)
+    size = count * mask.numel() * heads[0].element_size()
+    moved = 3 * size + 2 * mask.numel() * mask.element_size()
+    buffer, other = torch.empty(moved // 8), torch.empty(moved // 8)
+    variants["copy"] = lambda: buffer.copy_(other)
+    medians = measure.interleaved_ms(variants, repeats=9)
+    rows = measure.rows(
+        "structure_loss",
+        case,
+        str(dtype).removeprefix("torch."),
+        medians,
+        baseline="eager",
+        moved_bytes=dict.fromkeys(("fastclip", "copy"), moved),
+        errors=errors,
+    )
+    measure.save("structure_loss_cpu", rows)
+    benchmark(variants["fastclip"])
+
+
+@pytest.mark.parametrize("window", [3, 31, 101])
+def bench_window(window, benchmark):
+    heads, mask = scene((16, 1, 192, 256), 3, torch.float32)
+    run = step(lambda x, m: fastclip.structure_loss(x, m, window=window), heads, mask)
+    narrow = step(lambda x, m: fastclip.structure_loss(x, m, window=1), heads, mask)
+    variants = {"fastclip, window 1": narrow, f"fastclip, window {window}": run}
+    medians = measure.interleaved_ms(variants, 40)
+    rows = measure.rows(
+        "structure_loss", "3 heads, 16x1x192x256", "float32", medians, baseline="window 3"
+    )
+    measure.save("structure_loss_cpu", rows)
+    benchmark(run)
