@@ -112,9 +112,9 @@ def clip_grads_with_norm_(
     """
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     limit = _number("max_norm", max_norm)
-    on_host = type(total_norm) is Tensor and total_norm.device.type == "cpu"
-    grads = op.collect(parameters, take_grads=True) if on_host else None
-    if grads is None:
+    plain = type(total_norm) is Tensor
+    grads = op.collect(parameters, take_grads=True) if plain else None
+    if grads is None or not grads.takes(total_norm):
         op.scale_ref_(parameters, limit, total_norm, foreach)
     elif len(grads):
         grads.clip_by_(limit, total_norm)
@@ -132,7 +132,7 @@ def _number(name: str, value: float) -> float:
         raise type(error)(f"{error} ({name} must be a number)") from None
 
 
-def _require_finite(total: Tensor, grads: op.GradList, p: float) -> None:
+def _require_finite(total: Tensor, grads: op.Grads, p: float) -> None:
     if total.isfinite():
         return
     bad = (~grads.norms(p).isfinite()).nonzero().flatten().tolist()

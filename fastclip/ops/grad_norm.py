@@ -1,7 +1,8 @@
 """The op `grad_norm`: norms of many tensors, and their scaling, in one pass over memory each.
 
-Owner on the CPU: the native core. Everything else (other devices, sparse, complex, subclasses,
-tensors with gaps or overlaps, traced code) goes to torch's own functions, which are the reference.
+Owner on the CPU: the native core; on a GPU: see grad_norm_gpu. Everything else (tensors on several
+devices, sparse, complex, subclasses, tensors with gaps or overlaps, traced code) goes to torch's
+own functions, which are the reference.
 """
 
 from __future__ import annotations
@@ -9,12 +10,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import utils as _torch_clip
 
 from fastclip import native
+from fastclip.ops import grad_norm_gpu as gpu
+from fastclip.ops.tensor_list import PythonTensorList
+
+if TYPE_CHECKING:
+    from fastclip._native import TensorList
 
 # Captured at import, so that patching torch.nn.utils never makes the reference call itself.
 total_norm_ref = _torch_clip.get_total_norm
@@ -23,17 +30,18 @@ clip_ref_ = _torch_clip.clip_grad_norm_
 
 EPS = 1e-6  # torch's
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # csrc/chunk.h: DType
+_CPU = 1  # DLPack's kDLCPU
 
 
 class GradList:
     """Tensors of one owner, kept alive: their norm, and their scaling in place.
 
-    This is the CPU's. Another device's owner has the same four methods, and syncs in none of them.
+    This is the CPU's. Another device's owner has the same methods, and syncs in none of them.
     """
 
-    def __init__(self, tensors: Iterable[Tensor], *, take_grads: bool) -> None:
+    def __init__(self, tensors: TensorList) -> None:
         self._core = native.require()
-        self._list = self._core.TensorList(tensors, take_grads)
+        self._list = tensors
         self._known: dict[float, float] = {}  # p: norm
 
     def __len__(self) -> int:
@@ -43,6 +51,10 @@ class GradList:
         """Whether the kernels define this p for these tensors as torch does."""
         has_identity = 0 < p < math.inf  # else torch raises for an empty tensor
         return p != 0 and not math.isnan(p) and (has_identity or not self._list.has_empty)
+
+    def takes(self, total_norm: Tensor) -> bool:
+        """Whether `clip_by_` reads this norm as torch would."""
+        return total_norm.device.type == "cpu"
 
     def total_norm(self, p: float) -> Tensor:
         """The p-norm of all elements: 0-d, in the tensors' promoted dtype."""
@@ -75,14 +87,20 @@ class GradList:
             torch.autograd.graph.increment_version(self._list.tensors)
 
 
-def collect(tensors: Iterable[Tensor], *, take_grads: bool) -> GradList | None:
-    """The tensors (with take_grads their gradients that exist), if the native core owns them."""
-    if native.core is None or torch.compiler.is_compiling():
+Grads: TypeAlias = GradList | gpu.GpuGrads
+
+
+def collect(tensors: Iterable[Tensor], *, take_grads: bool) -> Grads | None:
+    """The tensors (with take_grads their gradients that exist), if their device has an owner."""
+    if torch.compiler.is_compiling():
         return None
     try:
-        return GradList(tensors, take_grads=take_grads)
-    except native.core.Unsupported:
+        if native.core is None:
+            return gpu.collect(PythonTensorList(tensors, take_grads), _promoted)
+        found = native.core.TensorList(tensors, take_grads)
+    except NotImplementedError:
         return None
+    return GradList(found) if found.device[0] == _CPU else gpu.collect(found, _promoted)
 
 
 def _as_tensor(norm: float, dtype: torch.dtype) -> Tensor:
@@ -98,7 +116,7 @@ def _promoted(dtypes: int) -> torch.dtype:
 def owner(device: str) -> tuple[str, str]:
     """(implementation, why it is not a kernel) for a device type."""
     if device != "cpu":
-        return "torch", f"fastclip has no {device} kernel for it yet"
+        return gpu.owner(device)
     if native.core is None:
         return "torch", native.why_missing
     return native.name, ""

@@ -1,0 +1,172 @@
+"""The owners of `grad_norm` on a GPU: the CUDA kernels, and Triton's where those are not.
+
+Neither waits for the device: norms stay there, and the scaling reads its factor there.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fastclip import native
+from fastclip.ops.tensor_list import DTYPES, PythonTensorList
+
+if TYPE_CHECKING:
+    from fastclip._native import TensorList
+
+    AnyList = TensorList | PythonTensorList
+
+_DEVICE_TYPES = {2: "cuda", 10: "cuda", 14: "xpu"}  # DLPack's kDLCUDA, kDLROCM, kDLOneAPI
+_CUDA = 2
+
+
+class GpuGrads:
+    """Tensors on one GPU: their norm, and their scaling in place. As ops.grad_norm.GradList."""
+
+    def __init__(self, tensors: AnyList, promoted: Callable[[int], torch.dtype]) -> None:
+        self._list = tensors
+        self._device = _device(*tensors.device)
+        self._dtype = promoted(tensors.dtypes)
+        self._known: dict[float, tuple[Tensor, Tensor]] = {}  # p: the norm, rounded; unrounded
+
+    def __len__(self) -> int:
+        return len(self._list)
+
+    def has_norm(self, p: float) -> bool:
+        """Whether the kernels have this p: 1, 2, or inf where no tensor is empty."""
+        return p in (1.0, 2.0) or (p == math.inf and not self._list.has_empty)
+
+    def takes(self, total_norm: Tensor) -> bool:
+        """Whether `clip_by_` reads this norm as torch would."""
+        on_host = total_norm.device.type == "cpu"
+        near = on_host or total_norm.device == self._device
+        return near and total_norm.numel() == 1 and total_norm.dtype in DTYPES
+
+    def total_norm(self, p: float) -> Tensor:
+        """The p-norm of all elements: 0-d, in the tensors' promoted dtype."""
+        if p not in self._known:
+            total = self._number()
+            self._known[p] = total, self._norm(p, math.inf, False, total, None, None)
+        return self._known[p][0]
+
+    def norms(self, p: float) -> Tensor:
+        """The p-norm of each tensor: [tensors], float64."""
+        each = torch.empty(len(self), dtype=torch.float64, device=self._device)
+        self._norm(p, math.inf, False, None, each, None)
+        return each
+
+    def clip_(self, max_norm: float, p: float) -> Tensor:
+        """Scales to at most `max_norm`; returns the norm before."""
+        if p in self._known:
+            total, exact = self._known[p]
+            self._scale(max_norm, exact)
+        else:
+            total = self._number()
+            self._norm(p, max_norm, True, total, None, None)
+        self._written()
+        return total
+
+    def clip_by_(self, max_norm: float, total_norm: Tensor) -> None:
+        """Scales by min(1, max_norm / (total_norm + 1e-6)), for a norm known before."""
+        self._scale(max_norm, total_norm.detach())
+        self._written()
+
+    def step_factors(self, max_norm: float, p: float) -> tuple[Tensor, Tensor, Tensor]:
+        """(the norm, 1 / factor, 1 where the norm is not finite): a fused step's inputs."""
+        total = self._number()
+        optimizer = torch.empty(2, dtype=torch.float32, device=self._device)
+        self._norm(p, max_norm, False, total, None, optimizer)
+        return total, optimizer[0], optimizer[1]
+
+    def _number(self) -> Tensor:
+        return torch.empty((), dtype=self._dtype, device=self._device)
+
+    def _written(self) -> None:
+        self._known.clear()
+        torch.autograd.graph.increment_version(self._list.tensors)
+
+    def _norm(
+        self,
+        p: float,
+        max_norm: float,
+        scale: bool,
+        total: Tensor | None,
+        each: Tensor | None,
+        optimizer: Tensor | None,
+    ) -> Tensor:
+        """Queues the norm, and the scaling if asked; returns the unrounded norm, float64."""
+        raise NotImplementedError
+
+    def _scale(self, max_norm: float, norm: Tensor) -> None:
+        raise NotImplementedError
+
+
+class CudaGrads(GpuGrads):
+    """By csrc/cuda/grad_norm.cu."""
+
+    def _norm(
+        self,
+        p: float,
+        max_norm: float,
+        scale: bool,
+        total: Tensor | None,
+        each: Tensor | None,
+        optimizer: Tensor | None,
+    ) -> Tensor:
+        core = native.require()
+        size = core.cuda_work_size(self._list, each is not None)
+        work = torch.empty(size, dtype=torch.float64, device=self._device)
+        core.cuda_grad_norm(self._list, p, max_norm, scale, work, total, each, optimizer)
+        return work[1] if not scale else work
+
+    def _scale(self, max_norm: float, norm: Tensor) -> None:
+        known = float(norm) if norm.device.type == "cpu" else norm
+        native.require().cuda_scale_grads(self._list, max_norm, known)
+
+
+def collect(tensors: AnyList, promoted: Callable[[int], torch.dtype]) -> GpuGrads | None:
+    """The owner of these tensors' device, if there is one."""
+    kind, index = tensors.device
+    if kind not in _DEVICE_TYPES:
+        return None
+    if kind == _CUDA and not _cuda_why_not(index):
+        return CudaGrads(tensors, promoted)
+    if _has_triton():
+        from fastclip.ops.grad_norm_triton import TritonGrads
+
+        return TritonGrads(tensors, promoted)
+    return None
+
+
+def owner(device: str) -> tuple[str, str]:
+    """(implementation, why it is not a kernel) for a device type that is not the CPU."""
+    if device not in _DEVICE_TYPES.values():
+        return "torch", f"fastclip has no {device} kernel for it"
+    is_cuda = device == "cuda" and torch.version.hip is None
+    reason = _cuda_why_not(0) if is_cuda else "CUDA's kernels are for CUDA devices"
+    if not reason:
+        return "CUDA", ""
+    if _has_triton():
+        return f"Triton ({reason})", ""
+    return "torch", f"{reason}, and Triton is not installed"
+
+
+@functools.cache
+def _cuda_why_not(index: int) -> str:
+    return native.why_missing if native.core is None else native.core.cuda_why_not(index)
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _device(kind: int, index: int) -> torch.device:
+    return torch.device(_DEVICE_TYPES.get(kind, "cpu"), index)
