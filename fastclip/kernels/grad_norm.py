@@ -137,7 +137,11 @@ def finish(
     factor = factor_of(max_norm_low, max_norm_high, value)
     tl.store(work + 1, value)
     tl.store(work + 2, factor)
-    tl.store(total_norm, value.to(total_norm.dtype.element_ty))
+    ELEMENT: tl.constexpr = total_norm.dtype.element_ty
+    if ELEMENT.primitive_bitwidth == 64:
+        tl.store(total_norm, value)
+    else:  # float64 to bfloat16 in one step is wrong under the interpreter
+        tl.store(total_norm, value.to(tl.float32).to(ELEMENT))
     tl.store(optimizer, (1 / factor).to(tl.float32))
     tl.store(optimizer + 1, tl.where(tl.abs(value) < float("inf"), 0.0, 1.0))
 

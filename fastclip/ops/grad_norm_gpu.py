@@ -169,4 +169,6 @@ def _has_triton() -> bool:
 
 @functools.cache
 def _device(kind: int, index: int) -> torch.device:
-    return torch.device(_DEVICE_TYPES.get(kind, "cpu"), index)
+    if kind not in _DEVICE_TYPES:
+        return torch.device("cpu")  # Triton's interpreter
+    return torch.device(_DEVICE_TYPES[kind], index)
