@@ -76,17 +76,19 @@ DType real_dtype(DType logits) { return logits == DType::kF64 ? DType::kF64 : DT
 
 }  // namespace
 
-py::tuple grad_norm(const TensorList& list, double p, bool per_tensor) {
-  require(list.on_cpu(), "tensors must be on the CPU");
-  std::vector<double> norms(per_tensor ? list.tensors().size() : 0);
+double grad_norm(const TensorList& list, double p) {
+  py::gil_scoped_release unlocked;
   double total;
-  {
-    py::gil_scoped_release unlocked;
-    total = cpu::grad_norm(list, p, per_tensor ? norms.data() : nullptr);
-  }
-  py::list each(norms.size());
-  for (size_t i = 0; i < norms.size(); ++i) each[i] = norms[i];
-  return py::make_tuple(total, each);
+  cpu::grad_norm(list, {p}, &total, nullptr);
+  return total;
+}
+
+void grad_norms(const TensorList& list, const std::vector<double>& orders, py::handle norms) {
+  const int64_t count = static_cast<int64_t>(orders.size() * list.tensors().size());
+  const TensorView view = numbers(norms, "norms", DType::kF64, count);
+  py::gil_scoped_release unlocked;
+  std::vector<double> totals(orders.size());
+  cpu::grad_norm(list, orders, totals.data(), static_cast<double*>(view.data));
 }
 
 void scale_grads(const TensorList& list, double factor) {

@@ -3,7 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include <optional>
+#include <vector>
 
 #include "tensor_list.h"
 
@@ -11,8 +11,11 @@ namespace fastclip {
 
 namespace py = pybind11;
 
-// (norm of all, list of the norm of each tensor, empty unless asked for)
-py::tuple grad_norm(const TensorList& list, double p, bool per_tensor);
+// The norm of all elements.
+double grad_norm(const TensorList& list, double p);
+
+// The norm of each tensor for each order, into `norms` (float64, [orders, tensors]).
+void grad_norms(const TensorList& list, const std::vector<double>& orders, py::handle norms);
 
 void scale_grads(const TensorList& list, double factor);
 

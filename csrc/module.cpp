@@ -1,4 +1,5 @@
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "entry.h"
 #include "entry_cuda.h"
@@ -38,6 +39,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("cuda_grad_norm", &fastclip::cuda_grad_norm);
   m.def("cuda_scale_grads", &fastclip::cuda_scale_grads);
   m.def("grad_norm", &fastclip::grad_norm);
+  m.def("grad_norms", &fastclip::grad_norms);
   m.def("scale_grads", &fastclip::scale_grads);
   m.def("structure_loss_forward", &fastclip::structure_loss_forward);
   m.def("structure_loss_backward", &fastclip::structure_loss_backward);

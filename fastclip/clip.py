@@ -135,7 +135,7 @@ def _number(name: str, value: float) -> float:
 def _require_finite(total: Tensor, grads: op.Grads, p: float) -> None:
     if total.isfinite():
         return
-    bad = (~grads.norms(p).isfinite()).nonzero().flatten().tolist()
+    bad = (~grads.norms(p)[0].isfinite()).nonzero().flatten().tolist()
     named = ", ".join(str(i) for i in bad[:_NAMED]) + (", ..." if len(bad) > _NAMED else "")
     where = f". Non-finite: gradients {named} of {len(grads)}" if bad else ""
     raise RuntimeError(_NONFINITE.format(p=p) + where)

@@ -12,8 +12,9 @@
 namespace fastclip::cpu {
 namespace {
 
-void reduce_chunks(const Tasks& tasks, NormKind kind, double p, long double* partial) {
-  FASTCLIP_DISPATCH(reduce_chunks(tasks, kind, p, partial))
+void reduce_chunks(const Tasks& tasks, const NormOrder* orders, int64_t order_count,
+                   long double* partial) {
+  FASTCLIP_DISPATCH(reduce_chunks(tasks, orders, order_count, partial))
 }
 
 void scale_chunks(const Tasks& tasks, double factor){FASTCLIP_DISPATCH(scale_chunks(tasks, factor))}
@@ -65,23 +66,28 @@ class Gather {
 
 }  // namespace
 
-double grad_norm(const TensorList& list, double p, double* per_tensor) {
-  const NormKind kind = kind_of(p);
+void grad_norm(const TensorList& list, const std::vector<double>& orders, double* total,
+               double* per_tensor) {
+  std::vector<NormOrder> kinds;
+  for (double p : orders) kinds.push_back({kind_of(p), p});
   const std::vector<Chunk>& chunks = list.chunks();
-  std::vector<long double> partial(chunks.size());
-  reduce_chunks(tasks_of(list), kind, p, partial.data());
+  const size_t tensors = list.tensors().size();
+  std::vector<long double> partial(chunks.size() * kinds.size());
+  reduce_chunks(tasks_of(list), kinds.data(), kinds.size(), partial.data());
 
-  Gather total(kind, p);
-  size_t c = 0;
-  for (size_t t = 0; t < list.tensors().size(); ++t) {
-    Gather tensor(kind, p);
-    for (; c < chunks.size() && chunks[c].tensor == static_cast<int32_t>(t); ++c) {
-      tensor.add(partial[c]);
+  for (size_t o = 0; o < kinds.size(); ++o) {
+    Gather all(kinds[o].kind, kinds[o].p);
+    size_t c = 0;
+    for (size_t t = 0; t < tensors; ++t) {
+      Gather tensor(kinds[o].kind, kinds[o].p);
+      for (; c < chunks.size() && chunks[c].tensor == static_cast<int32_t>(t); ++c) {
+        tensor.add(partial[c * kinds.size() + o]);
+      }
+      all.add(tensor.value());
+      if (per_tensor != nullptr) per_tensor[o * tensors + t] = tensor.norm();
     }
-    total.add(tensor.value());
-    if (per_tensor != nullptr) per_tensor[t] = tensor.norm();
+    total[o] = all.norm();
   }
-  return total.norm();
 }
 
 void scale_grads(const TensorList& list, double factor) { scale_chunks(tasks_of(list), factor); }

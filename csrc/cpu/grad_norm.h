@@ -2,16 +2,18 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "../tensor_list.h"
 
 namespace fastclip::cpu {
 
-// The norm of every tensor of the list, into per_tensor[0 .. tensors); returns the norm of those.
-// `p` is any real but 0 and NaN, or +-infinity. Sums are taken in a fixed order, so the result does
-// not depend on the number of threads. Values whose powers leave their dtype's range are summed
-// again in a wider one.
-double grad_norm(const TensorList& list, double p, double* per_tensor);
+// For each order p: the norm of every tensor into per_tensor[p][tensor], unless it is null, and the
+// norm of those into total[p]. An order is any real but 0 and NaN, or +-infinity. Sums are taken in
+// a fixed order, so no result depends on the number of threads. Values whose powers leave their
+// dtype's range are summed again in a wider one.
+void grad_norm(const TensorList& list, const std::vector<double>& orders, double* total,
+               double* per_tensor);
 
 // Multiplies every element by `factor`; computed in float32 (float64 for float64).
 void scale_grads(const TensorList& list, double factor);

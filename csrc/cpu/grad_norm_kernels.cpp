@@ -202,11 +202,14 @@ void scale_chunk(const Chunk& chunk, double factor) {
 
 }  // namespace
 
-void reduce_chunks(const Tasks& tasks, NormKind kind, double p, long double* partial) {
+void reduce_chunks(const Tasks& tasks, const NormOrder* orders, int64_t order_count,
+                   long double* partial) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(tasks.threads) if (tasks.threads > 1)
   for (int64_t t = 0; t < tasks.count; ++t) {
     for (int64_t c = tasks.bounds[t]; c < tasks.bounds[t + 1]; ++c) {
-      partial[c] = reduce_chunk(tasks.chunks[c], kind, p);
+      for (int64_t o = 0; o < order_count; ++o) {
+        partial[c * order_count + o] = reduce_chunk(tasks.chunks[c], orders[o].kind, orders[o].p);
+      }
     }
   }
 }

@@ -18,9 +18,15 @@ struct Tasks {
   int threads;
 };
 
-// partial[c] = sum of |x|, x^2 or |x|^p over chunk c, or its largest or smallest |x|.
-FASTCLIP_DECLARE(void reduce_chunks(const Tasks& tasks, NormKind kind, double p,
-                                    long double* partial))
+struct NormOrder {
+  NormKind kind;
+  double p;
+};
+
+// partial[c][o] = sum of |x|, x^2 or |x|^p over chunk c, or its largest or smallest |x|, for each
+// order o. Memory is read once: a chunk stays in cache from the first order to the last.
+FASTCLIP_DECLARE(void reduce_chunks(const Tasks& tasks, const NormOrder* orders,
+                                    int64_t order_count, long double* partial))
 
 // x *= factor over all chunks, last task first: its end is what the caches still hold.
 FASTCLIP_DECLARE(void scale_chunks(const Tasks& tasks, double factor))

@@ -60,9 +60,11 @@ class GradList:
         """The p-norm of all elements: 0-d, in the tensors' promoted dtype."""
         return _as_tensor(self._norm(p), _promoted(self._list.dtypes))
 
-    def norms(self, p: float) -> Tensor:
-        """The p-norm of each tensor: [tensors], float64."""
-        return torch.tensor(self._core.grad_norm(self._list, p, True)[1], dtype=torch.float64)
+    def norms(self, *orders: float) -> Tensor:
+        """The norm of each tensor for each order, from one read: [orders, tensors], float64."""
+        norms = torch.empty(len(orders), len(self), dtype=torch.float64, device="cpu")
+        self._core.grad_norms(self._list, orders, norms)
+        return norms
 
     def clip_(self, max_norm: float, p: float) -> Tensor:
         """Scales to at most `max_norm`; returns the norm before. Nothing is written at factor 1."""
@@ -74,9 +76,20 @@ class GradList:
         """Scales by min(1, max_norm / (total_norm + 1e-6)), for a norm known before."""
         self._scale_to(max_norm, float(total_norm))
 
+    def step_factors(self, max_norm: float, p: float) -> tuple[Tensor, Tensor, Tensor]:
+        """(the norm, 1 / factor, 1 where the norm is not finite): a fused step's inputs."""
+        norm = self._norm(p)
+        factor = min(max_norm / (norm + EPS), 1.0)
+        inverse = 1 / factor if factor else math.inf
+        return (
+            self.total_norm(p),
+            torch.tensor(inverse, dtype=torch.float32, device="cpu"),
+            torch.tensor(float(not math.isfinite(norm)), dtype=torch.float32, device="cpu"),
+        )
+
     def _norm(self, p: float) -> float:
         if p not in self._known:
-            self._known[p] = self._core.grad_norm(self._list, p, False)[0]
+            self._known[p] = self._core.grad_norm(self._list, p)
         return self._known[p]
 
     def _scale_to(self, max_norm: float, norm: float) -> None:

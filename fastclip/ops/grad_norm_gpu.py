@@ -55,11 +55,12 @@ class GpuGrads:
             self._known[p] = total, self._norm(p, math.inf, False, total, None, None)
         return self._known[p][0]
 
-    def norms(self, p: float) -> Tensor:
-        """The p-norm of each tensor: [tensors], float64."""
-        each = torch.empty(len(self), dtype=torch.float64, device=self._device)
-        self._norm(p, math.inf, False, None, each, None)
-        return each
+    def norms(self, *orders: float) -> Tensor:
+        """The norm of each tensor for each order: [orders, tensors], float64; a read for each."""
+        norms = torch.empty(len(orders), len(self), dtype=torch.float64, device=self._device)
+        for p, each in zip(orders, norms, strict=True):
+            self._norm(p, math.inf, False, None, each, None)
+        return norms
 
     def clip_(self, max_norm: float, p: float) -> Tensor:
         """Scales to at most `max_norm`; returns the norm before."""
