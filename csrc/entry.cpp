@@ -77,6 +77,7 @@ DType real_dtype(DType logits) { return logits == DType::kF64 ? DType::kF64 : DT
 }  // namespace
 
 double grad_norm(const TensorList& list, double p) {
+  require(list.on_cpu(), "tensors must be on the CPU");
   py::gil_scoped_release unlocked;
   double total;
   cpu::grad_norm(list, {p}, &total, nullptr);
@@ -84,6 +85,7 @@ double grad_norm(const TensorList& list, double p) {
 }
 
 void grad_norms(const TensorList& list, const std::vector<double>& orders, py::handle norms) {
+  require(list.on_cpu(), "tensors must be on the CPU");
   const int64_t count = static_cast<int64_t>(orders.size() * list.tensors().size());
   const TensorView view = numbers(norms, "norms", DType::kF64, count);
   py::gil_scoped_release unlocked;
