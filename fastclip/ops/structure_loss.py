@@ -128,7 +128,6 @@ def _backward(
     return grads
 
 
-@torch.library.impl("fastclip::structure_loss", _TRITON_DEVICES)
 def _triton_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     from fastclip.kernels import structure_loss as kernels  # imports triton
 
@@ -138,7 +137,6 @@ def _triton_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     return outputs
 
 
-@torch.library.impl("fastclip::structure_loss_backward", _TRITON_DEVICES)
 def _triton_backward(grad_loss: Tensor, *inputs: Any) -> list[Tensor]:
     from fastclip.kernels import structure_loss as kernels
 
@@ -146,6 +144,10 @@ def _triton_backward(grad_loss: Tensor, *inputs: Any) -> list[Tensor]:
     with torch.accelerator.device_index(grad_loss.device.index):
         kernels.backward(grads, grad_loss, *inputs)
     return grads
+
+
+torch.library.impl("fastclip::structure_loss", _TRITON_DEVICES, _triton_forward)
+torch.library.impl("fastclip::structure_loss_backward", _TRITON_DEVICES, _triton_backward)
 
 
 @torch.library.register_fake("fastclip::structure_loss")
