@@ -76,6 +76,10 @@ class GradList:
         """Scales by min(1, max_norm / (total_norm + 1e-6)), for a norm known before."""
         self._scale_to(max_norm, float(total_norm))
 
+    def scale_(self, factor: Tensor) -> None:
+        """Multiplies every element by a 0-d factor, whatever it is."""
+        self._multiply(float(factor))
+
     def step_factors(self, max_norm: float, p: float) -> tuple[Tensor, Tensor, Tensor]:
         """(the norm, 1 / factor, 1 where the norm is not finite): a fused step's inputs."""
         norm = self._norm(p)
@@ -95,9 +99,12 @@ class GradList:
     def _scale_to(self, max_norm: float, norm: float) -> None:
         factor = max_norm / (norm + EPS)
         if not factor >= 1:  # a NaN factor scales too, and makes every gradient NaN
-            self._known.clear()
-            self._core.scale_grads(self._list, factor)
-            torch.autograd.graph.increment_version(self._list.tensors)
+            self._multiply(factor)
+
+    def _multiply(self, factor: float) -> None:
+        self._known.clear()
+        self._core.scale_grads(self._list, factor)
+        torch.autograd.graph.increment_version(self._list.tensors)
 
 
 Grads: TypeAlias = GradList | gpu.GpuGrads

@@ -78,6 +78,11 @@ class GpuGrads:
         self._scale(max_norm, total_norm.detach())
         self._written()
 
+    def scale_(self, factor: Tensor) -> None:
+        """Multiplies every element by a 0-d factor on the device, whatever it is."""
+        self._known.clear()
+        torch._foreach_mul_(self._list.tensors, factor)
+
     def step_factors(self, max_norm: float, p: float) -> tuple[Tensor, Tensor, Tensor]:
         """(the norm, 1 / factor, 1 where the norm is not finite): a fused step's inputs."""
         total = self._number()
