@@ -9,6 +9,7 @@ from fastclip.clip import (
 )
 from fastclip.groups import ParamGroups, param_groups
 from fastclip.losses import StructureLoss, structure_loss
+from fastclip.monitor import NormMonitor
 from fastclip.norms import NormReport, grad_norms, param_norms
 from fastclip.patch import patch_torch, patched_torch, unpatch_torch
 from fastclip.step import clip_grads_in_step_, unscale_and_clip_grad_norm_
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AGC",
     "AutoClip",
+    "NormMonitor",
     "NormReport",
     "ParamGroups",
     "StructureLoss",
