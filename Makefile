@@ -16,7 +16,7 @@ OTHER_TORCH ?= 2.13.0
 OTHER_VENV = $(VENV)-torch-$(OTHER_TORCH)
 SOURCES = pyproject.toml setup.py $(shell find csrc -type f)
 
-.PHONY: setup train test lint test-wheel wheel bench sanitize clean
+.PHONY: setup train test lint test-wheel wheel bench gpu sanitize clean
 
 setup: $(VENV)/.ready
 
@@ -55,6 +55,12 @@ $(OTHER_VENV)/.ready:
 
 bench: setup
 	$(VENV)/bin/python -m pytest bench --benchmark-enable -s
+
+# On the machine's own Python: its torch, Triton, pybind11, ninja and pytest; no network.
+gpu: OUT = runs/make-gpu
+gpu:
+	$(PYTHON) setup.py -q build_ext --inplace
+	PYTHONPATH=. $(PYTHON) bench/bench_gpu.py --out '$(OUT)'
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) $(VENV)-torch-*
