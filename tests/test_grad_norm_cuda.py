@@ -51,7 +51,7 @@ def guarded(x: torch.Tensor, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("p", NORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("numel", [1, 7, 8, 9, 1023, 1024, 1025, 4096, 16384, 16385, 70_001])
+@pytest.mark.parametrize("numel", [1, 7, 8, 9, 1023, 1024, 1025, 16385, 70_001])
 def test_norm_of_every_size_dtype_and_alignment(kernels, numel, dtype, p):
     x = randn(numel, dtype, seed=numel)
     items = 16 // x.element_size()

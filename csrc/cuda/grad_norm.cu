@@ -18,11 +18,12 @@
 namespace fastclip::cuda {
 namespace {
 
-constexpr int kInFlight = 4;                // 16-byte loads that a thread has under way
-constexpr int kResident = 4;                // blocks of a multiprocessor that registers must allow
-constexpr int64_t kChunkBytes = 32 * 1024;  // two rounds of those loads for a block
-constexpr int kCapacity = 2040;             // with the rest, under the 32,764 bytes of parameters
-constexpr double kEps = 1e-6;               // torch's
+constexpr int kInFlight = 4;     // 16-byte loads that a thread has under way
+constexpr int kResident = 4;     // blocks of a multiprocessor that registers must allow
+constexpr int kChunkShift = 15;  // 32 KB: two rounds of those loads for a block
+constexpr int64_t kChunkBytes = int64_t{1} << kChunkShift;
+constexpr int kCapacity = 2040;  // with the rest, under the 32,764 bytes of parameters
+constexpr double kEps = 1e-6;    // torch's
 
 // A float32 sum of squares within these bounds lost nothing that matters to overflow or to squares
 // under 2^-126. Outside, the same registers are summed again, scaled by a power of two.
@@ -58,8 +59,9 @@ static_assert(kFloatDTypes == 4);
 constexpr uint32_t kTickets = 1 << 15;
 __device__ unsigned int g_tickets[2 * kTickets];
 
-constexpr __host__ __device__ int size_of(DType dtype) {
-  return dtype == DType::kF64 ? 8 : dtype == DType::kF32 ? 4 : 2;
+// How many elements a whole chunk has, as a power of two: the host divides by it for each tensor.
+constexpr __host__ __device__ int chunk_shift(DType dtype) {
+  return kChunkShift - (dtype == DType::kF64 ? 3 : dtype == DType::kF32 ? 2 : 1);
 }
 
 struct Piece {
@@ -83,7 +85,7 @@ __device__ Piece find(const Page& page, uint32_t chunk) {
   const DType dtype = static_cast<DType>(entry.last & 3);
   char* data = static_cast<char*>(entry.data) + (chunk - begin) * kChunkBytes;
   const bool whole = chunk + 1 < entry.end;
-  const int numel = whole ? static_cast<int>(kChunkBytes) / size_of(dtype) : entry.last >> 2;
+  const int numel = whole ? 1 << chunk_shift(dtype) : entry.last >> 2;
   return {data, numel, dtype};
 }
 
@@ -363,8 +365,8 @@ uint32_t next_ticket(cudaStream_t stream) {
 }
 
 int64_t chunks_of(const Chunk& tensor) {
-  const int64_t step = kChunkBytes / size_of(tensor.dtype);
-  return (tensor.numel + step - 1) / step;
+  const int shift = chunk_shift(tensor.dtype);
+  return (tensor.numel + (int64_t{1} << shift) - 1) >> shift;
 }
 
 // The page that starts at tensor `first`; returns where the next one starts.
@@ -374,8 +376,8 @@ size_t fill(Page& page, const Tensors& tensors, size_t first) {
   for (size_t t = first; t < end; ++t) {
     const Chunk& tensor = tensors[t];
     const int64_t count = chunks_of(tensor);
-    const int64_t step = kChunkBytes / size_of(tensor.dtype);
-    const int64_t last = count == 0 ? 0 : tensor.numel - (count - 1) * step;
+    const int64_t before = std::max<int64_t>(0, count - 1) << chunk_shift(tensor.dtype);
+    const int64_t last = tensor.numel - before;
     chunks += count;
     page.entry[t - first] = {
         tensor.data, static_cast<uint32_t>(chunks),
