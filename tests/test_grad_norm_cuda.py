@@ -17,6 +17,8 @@ import torch
 from cuda_on_host import DTYPES, Kernels, build
 from test_grad_norm import exact_norm
 
+from fastclip import native
+
 CSRC = Path(__file__).parents[1] / "csrc"
 CHUNK_BYTES = 32 * 1024
 PAGE = 2040  # tensors in one launch
@@ -221,6 +223,20 @@ def test_captured_launches_own_their_ticket(library):
 
 def test_the_stand_in_sees_a_barrier_that_a_warp_misses(library):
     assert b"deadlock" in library.run_broken_kernel()
+
+
+def test_bindings_refuse_tensors_that_are_not_on_a_device():
+    if native.core is None:
+        pytest.skip(f"no core: {native.why_missing}")
+    x = torch.ones(4)
+    on_cpu, work = native.core.TensorList([x], False), torch.empty(4096, dtype=torch.float64)
+    missing = "without CUDA kernels" in native.core.cuda_why_not(0)
+    error, text = (RuntimeError, "without CUDA") if missing else (ValueError, "on a CUDA device")
+    with pytest.raises(error, match=text):
+        native.core.cuda_grad_norm(on_cpu, 2.0, 1.0, True, work, None, None, None)
+    with pytest.raises(error, match=text):
+        native.core.cuda_scale_grads(on_cpu, 1.0, 2.0)
+    assert (x == 1).all()
 
 
 @pytest.mark.slow

@@ -26,7 +26,8 @@ constexpr int kCapacity = 2040;  // with the rest, under the 32,764 bytes of par
 constexpr double kEps = 1e-6;    // torch's
 
 // A float32 sum of squares within these bounds lost nothing that matters to overflow or to squares
-// under 2^-126. Outside, the same registers are summed again, scaled by a power of two.
+// under 2^-126. Outside, the same registers are summed again, scaled by a power of two. float64 is
+// squared as it is: the norm is infinite from 1e154 on, as torch's.
 constexpr float kLow = 1e-25f, kHigh = 1e38f;
 
 struct Entry {
