@@ -7,8 +7,8 @@
 namespace fastclip {
 namespace {
 
-constexpr int64_t kChunkBytes = 64 * 1024;  // a chunk stays in L2 between a first and a second look
-constexpr int64_t kTaskBytes = 64 * 1024;   // a task is worth a thread's trip to the queue
+constexpr int64_t kChunkBytes = 256 * 1024;  // a chunk stays in L2 between a first and a second look
+constexpr int64_t kTaskBytes = 128 * 1024;   // a task is worth a thread's trip to the queue
 constexpr int64_t kChunkOverheadBytes = 512;  // what starting a chunk costs, in bytes of reading
 
 // Whether two tensors start at one address. Blocks of a kernel would scale them at the same time,

@@ -232,7 +232,7 @@ struct Band {
       const Vector e = exp_neg(abs(x));
       const Vector r = 1 / (1 + e);
       const Vector s = x >= 0 ? r : e * r;
-      const Vector bce = (x > 0 ? x : Vector{}) - x * m + log1p_unit(e);
+      const Vector bce = (1 - m) * x - (x < 0 ? x : Vector{}) + log1p_unit(e);  // as torch's
       const Vector ws = w * s;
       bce_sum += load_raw<Vector>(v + at) * bce;
       intersection += ws * m;
