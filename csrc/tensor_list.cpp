@@ -7,26 +7,10 @@
 namespace fastclip {
 namespace {
 
-constexpr int64_t kChunkBytes = 256 * 1024;  // a chunk stays in L2 between a first and a second look
-constexpr int64_t kTaskBytes = 128 * 1024;   // a task is worth a thread's trip to the queue
+constexpr int64_t kChunkBytes =
+    256 * 1024;                             // a chunk stays in L2 between a first and a second look
+constexpr int64_t kTaskBytes = 128 * 1024;  // a task is worth a thread's trip to the queue
 constexpr int64_t kChunkOverheadBytes = 512;  // what starting a chunk costs, in bytes of reading
-
-// Whether two tensors start at one address. Blocks of a kernel would scale them at the same time,
-// and one of the two products would be lost.
-bool has_repeats(const std::vector<Chunk>& tensors) {
-  size_t slots = 16;
-  while (slots < 2 * tensors.size()) slots *= 2;
-  std::vector<uintptr_t> seen(slots);
-  for (const Chunk& tensor : tensors) {
-    if (tensor.numel == 0) continue;
-    const uintptr_t address = reinterpret_cast<uintptr_t>(tensor.data);
-    size_t slot = (address >> 4) * 0x9e3779b97f4a7c15ull >> 20 & (slots - 1);
-    while (seen[slot] != 0 && seen[slot] != address) slot = (slot + 1) & (slots - 1);
-    if (seen[slot] == address) return true;
-    seen[slot] = address;
-  }
-  return false;
-}
 
 }  // namespace
 
@@ -53,7 +37,7 @@ TensorList::TensorList(PyObject* tensors, bool take_grads) {
       tensors_.push_back(tensor);
       add(tensor);
     }
-    if (!on_cpu() && has_repeats(chunks_)) throw Unsupported("a tensor listed twice");
+    if (!on_cpu() && has_repeats()) throw Unsupported("a tensor listed twice");
   } catch (...) {
     Py_DECREF(items);
     release();
@@ -64,6 +48,21 @@ TensorList::TensorList(PyObject* tensors, bool take_grads) {
 }
 
 TensorList::~TensorList() { release(); }
+
+bool TensorList::has_repeats() const {
+  size_t slots = 16;
+  while (slots < 2 * chunks_.size()) slots *= 2;
+  std::vector<uintptr_t> seen(slots);
+  for (const Chunk& chunk : chunks_) {
+    if (chunk.numel == 0) continue;
+    const uintptr_t address = reinterpret_cast<uintptr_t>(chunk.data);
+    size_t slot = (address >> 4) * 0x9e3779b97f4a7c15ull >> 20 & (slots - 1);
+    while (seen[slot] != 0 && seen[slot] != address) slot = (slot + 1) & (slots - 1);
+    if (seen[slot] == address) return true;
+    seen[slot] = address;
+  }
+  return false;
+}
 
 void TensorList::release() {
   for (PyObject* tensor : tensors_) Py_DECREF(tensor);

@@ -32,6 +32,8 @@ class TensorList {
   // Bit DType of each dtype present.
   uint32_t dtypes() const { return dtypes_; }
   bool has_empty() const { return has_empty_; }
+  // Whether two tensors start at one address: scaled at the same time, one product would be lost.
+  bool has_repeats() const;
 
  private:
   void add(PyObject* tensor);

@@ -90,6 +90,10 @@ void grad_norm(const TensorList& list, const std::vector<double>& orders, double
   }
 }
 
-void scale_grads(const TensorList& list, double factor) { scale_chunks(tasks_of(list), factor); }
+void scale_grads(const TensorList& list, double factor) {
+  Tasks tasks = tasks_of(list);
+  if (tasks.threads > 1 && list.has_repeats()) tasks.threads = 1;
+  scale_chunks(tasks, factor);
+}
 
 }  // namespace fastclip::cpu

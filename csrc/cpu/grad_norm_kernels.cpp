@@ -180,6 +180,10 @@ long double reduce_chunk(const Chunk& chunk, NormKind kind, double p) {
 template <class T>
 void scale(void* data, int64_t n, double factor) {
   T* x = static_cast<T*>(data);
+  if (factor != 0 && fabs(factor) < 1.2e-38) {  // float32 would round it to a few bits
+    for (int64_t i = 0; i < n; ++i) store_part(x + i, splat((float)(scalar(x, i) * factor)), 1);
+    return;
+  }
   const f32v f = splat((float)factor);
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(x + i, load(x + i) * f);
