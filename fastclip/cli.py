@@ -69,7 +69,7 @@ def _run(command: str, arguments: list[str]) -> int:
     import tyro
 
     from fastclip.transfuse import config
-    from fastclip.transfuse.checkpoint import TrainingError
+    from fastclip.transfuse.checkpoint import RunError
 
     kind = getattr(config, f"{command.capitalize()}Config")
     errors = io.StringIO()
@@ -85,7 +85,7 @@ def _run(command: str, arguments: list[str]) -> int:
         return getattr(work, f"run_{command}")(parsed)
     except config.UsageError as error:
         return _fail(str(error), 2)
-    except TrainingError as error:
+    except RunError as error:
         return _fail(str(error), 1)
 
 

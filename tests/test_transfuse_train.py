@@ -21,12 +21,12 @@ for module in ("timm", "torchvision", "tqdm", "matplotlib", "tyro"):
 from fastclip.transfuse import ARCHITECTURES, create_model  # noqa: E402
 from fastclip.transfuse.checkpoint import (  # noqa: E402
     CheckpointError,
-    TrainingError,
+    RunError,
     load_checkpoint,
     load_model,
     save_checkpoint,
 )
-from fastclip.transfuse.config import TrainConfig  # noqa: E402
+from fastclip.transfuse.config import TrainConfig, uses_bf16  # noqa: E402
 from fastclip.transfuse.evaluate import evaluate  # noqa: E402
 from fastclip.transfuse.synthetic import synthetic_samples  # noqa: E402
 from fastclip.transfuse.train import Trainer  # noqa: E402
@@ -91,6 +91,22 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     images, masks = trainer.train_set.images[:8], trainer.train_set.masks[:8]
     losses = [float(trainer.train_step(images, masks)[0][0]) for _ in range(12)]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_bf16_runs_the_network_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(tiny(tmp_path, precision="bf16"))
+    seen: list[torch.dtype] = []
+    trainer.model.register_forward_hook(lambda *args: seen.append(args[2][2].dtype))
+    losses, norm = trainer.train_step(trainer.train_set.images[:4], trainer.train_set.masks[:4])
+    assert seen == [torch.bfloat16]
+    assert losses.dtype == norm.dtype == torch.float32
+    assert {p.dtype for p in trainer.parameters} == {torch.float32}
+
+    cpu = torch.device("cpu")
+    for has, expected in (({"avx512_bf16": True}, True), ({"avx2": True}, False), ({}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
+        assert uses_bf16("auto", cpu) == expected
+    assert not uses_bf16("fp32", cpu)
 
 
 def test_clipping_bounds_the_gradient_of_the_step(tmp_path: Path) -> None:
@@ -163,7 +179,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights(tmp_path: Path) -
     kept = trainer.model.up1.conv.double_conv[0].weight.clone()
     with torch.no_grad():
         weight.fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"not finite at step 1: loss of map_2 nan.*lower --lr"):
+    with pytest.raises(RunError, match=r"not finite at step 1: loss of map_2 nan.*lower --lr"):
         trainer.fit()
     assert torch.equal(trainer.model.up1.conv.double_conv[0].weight, kept)
     assert (tmp_path / "last.pt").read_bytes() == before
@@ -181,7 +197,7 @@ def test_a_failed_write_keeps_the_earlier_checkpoint(
 
     monkeypatch.setattr(torch, "save", full)
     message = r"cannot write .*last\.pt .*No space left.*earlier last\.pt is untouched"
-    with pytest.raises(TrainingError, match=message):
+    with pytest.raises(RunError, match=message):
         save_checkpoint(file, {"step": 2})
     assert load_checkpoint(file)["step"] == 1
     assert [f.name for f in tmp_path.iterdir()] == ["last.pt"]

@@ -1,11 +1,15 @@
-"""Checkpoints: written beside, synced, renamed; read with weights_only=True."""
+"""Checkpoints and other files: written beside, synced, renamed; read with weights_only=True."""
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -19,29 +23,47 @@ class CheckpointError(ValueError):
     """A file that cannot be read or used; the text names it and what to do."""
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on; earlier checkpoints stand."""
+class RunError(RuntimeError):
+    """The work cannot go on; what was written before stands."""
 
 
 def save_checkpoint(file: Path, content: dict[str, Any]) -> None:
     """Write `content` so that `file` is always the old checkpoint or the whole new one.
 
     Raises:
-        TrainingError: the write failed (disk full, no permission); the old file is untouched.
+        RunError: the write failed (disk full, no permission); the old file is untouched.
     """
+    write_file(file, lambda stream: torch.save({"format": FORMAT, **content}, stream))
+
+
+def write_file(file: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a file beside `file`, sync it, and rename it; RunError where that fails."""
     beside = file.with_name(f".{file.name}.part")
     try:
         with open(beside, "wb") as stream:
-            torch.save({"format": FORMAT, **content}, stream)
+            write(stream)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(beside, file)
         _sync_folder(file.parent)
     # torch's zip writer turns a failed write into RuntimeError.
     except (OSError, RuntimeError) as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
         kept = f"; the earlier {file.name} is untouched" if file.exists() else ""
-        raise TrainingError(f"cannot write {file} ({error}): free some space{kept}") from error
+        raise RunError(
+            f"cannot write {file} ({error}): make room or choose another{kept}"
+        ) from error
+
+
+def write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows of the same keys under a header; floats to six digits."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [])
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    write_file(file, lambda stream: stream.write(text.getvalue().encode()))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +80,9 @@ class TrainConfig:
     """torchvision ResNet checkpoint for the CNN branch, instead of a download."""
     deit_weights: Path | None = None
     """DeiT checkpoint for the transformer branch, instead of a download."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the network under autocast; loss, gradients and weights stay float32."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """bf16 runs the network under autocast; loss, gradients and weights stay float32.
+    auto takes bf16 where the device computes in it."""
     seed: int = 0
     """Seed of weights, order, augmentation, dropout, split and synthetic images."""
     workers: int = 0
@@ -169,6 +170,19 @@ def image_size(text: str | None, model: str) -> tuple[int, int]:
     height, width = int(match[1]), int(match[2])
     check_size(height, width)
     return height, width
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """True where the network runs under bfloat16 autocast."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # Emulated on other processors, and then slower than float32.
+        has: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    return False
 
 
 def torch_device(name: str) -> torch.device:

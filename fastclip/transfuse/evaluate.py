@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 import fastclip
 from fastclip.transfuse.augment import normalise
-from fastclip.transfuse.checkpoint import load_model
+from fastclip.transfuse.checkpoint import load_model, write_csv
 from fastclip.transfuse.config import EvaluateConfig, image_size, torch_device, usage_errors
 from fastclip.transfuse.data import Samples, Size, load_split
 from fastclip.transfuse.metrics import Scores, binary_scores
@@ -104,9 +103,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
     assert result is not None
     print(f"{samples.source}, {len(samples)} images at {size[0]}x{size[1]}: {result}")
     if config.csv is not None:
-        with open(config.csv, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["image", "dice", "iou", "accuracy"])
-            for name, *values in zip(samples.names, *result.per_image, strict=True):
-                writer.writerow([name, *(f"{float(value):.6f}" for value in values)])
+        scores = zip(samples.names, *(v.tolist() for v in result.per_image), strict=True)
+        keys = ("image", "dice", "iou", "accuracy")
+        write_csv(config.csv, [dict(zip(keys, row, strict=True)) for row in scores])
     return 0

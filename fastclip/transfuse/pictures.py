@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastclip.transfuse.augment import normalise
+from fastclip.transfuse.checkpoint import write_file
 from fastclip.transfuse.data import Samples
 from fastclip.transfuse.model import TransFuse
 
@@ -51,20 +50,7 @@ def write_overlays(file: Path, model: TransFuse, samples: Samples, count: int = 
 
 def write_png(file: Path, pixels: np.ndarray | Tensor) -> None:
     """Write uint8 [H, W] or [H, W, 3]; the file appears whole or not at all."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.asarray(pixels)).save(buffer, "PNG")
-    write_whole(file, buffer.getvalue())
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write beside and rename."""
-    beside = file.with_name(f".{file.name}.part")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, file)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
+    write_file(file, lambda stream: Image.fromarray(np.asarray(pixels)).save(stream, "PNG"))
 
 
 def write_curves(
@@ -91,6 +77,4 @@ def write_curves(
     scores.set(title="validation", xlabel="step", ylim=(0, 1))
     scores.legend(loc="lower right")
     figure.suptitle(title)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    write_whole(file, buffer.getvalue())
+    write_file(file, lambda stream: figure.savefig(stream, dpi=110, format="png"))

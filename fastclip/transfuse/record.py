@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import signal
 import sys
 import threading
@@ -17,10 +15,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastclip.transfuse.checkpoint import write_csv
 from fastclip.transfuse.data import Samples
 from fastclip.transfuse.evaluate import Evaluation
 from fastclip.transfuse.model import TransFuse
-from fastclip.transfuse.pictures import write_curves, write_overlays, write_whole
+from fastclip.transfuse.pictures import write_curves, write_overlays
 
 LOG_EVERY = 20  # steps
 LOSSES_SHOWN = 40  # steps that a shown loss is the mean of
@@ -97,8 +96,8 @@ class Record:
             "accuracy": result.accuracy,
         }
         self.epochs.append(row)
-        _write_csv(self.out / "metrics.csv", self.epochs)
-        _write_csv(self.out / "steps.csv", self.steps)
+        write_csv(self.out / "metrics.csv", self.epochs)
+        write_csv(self.out / "steps.csv", self.steps)
         self._events("validation", row, step)
 
     def stepped(self, row: dict[str, Any]) -> None:
@@ -171,14 +170,3 @@ class StepBar:
             else:
                 self.record.say(f"step {step}: {text}")
         self.bar.update()
-
-
-def _write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        return
-    stream = io.StringIO(newline="")
-    writer = csv.DictWriter(stream, list(rows[0]))
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    write_whole(file, stream.getvalue().encode())

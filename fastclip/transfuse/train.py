@@ -13,8 +13,8 @@ from torch import Tensor
 
 import fastclip
 from fastclip.transfuse.augment import normalise, steps_per_epoch, train_batches
-from fastclip.transfuse.checkpoint import TrainingError, load_weights, save_checkpoint
-from fastclip.transfuse.config import TrainConfig, image_size, torch_device, usage_errors
+from fastclip.transfuse.checkpoint import RunError, load_weights, save_checkpoint
+from fastclip.transfuse.config import TrainConfig, image_size, torch_device, usage_errors, uses_bf16
 from fastclip.transfuse.data import Samples
 from fastclip.transfuse.evaluate import Evaluation, evaluate, load_samples
 from fastclip.transfuse.record import LOG_EVERY, Record, StopSignals
@@ -39,6 +39,7 @@ class Trainer:
         height, width = image_size(config.size, config.model)
         self.config = config = replace(config, size=f"{height}x{width}")
         self.device = torch_device(config.device)
+        self.bf16 = uses_bf16(config.precision, self.device)
         self.out, resumed = claim_folder(config)
         options = {
             key: getattr(config, key) for key in ("seed", "val_fraction", "synthetic_images")
@@ -49,12 +50,10 @@ class Trainer:
         self.model = build_model(config).to(self.device).to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.model, config)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        per_epoch = steps_per_epoch(len(self.train_set), config.batch_size)
-        self.per_epoch = per_epoch
-        self.budget = Budget(
-            min(config.epochs * per_epoch, config.max_steps or config.epochs * per_epoch),
-            config.max_time * 60 if config.max_time else None,
-        )
+        self.per_epoch = steps_per_epoch(len(self.train_set), config.batch_size)
+        steps = config.epochs * self.per_epoch
+        seconds = config.max_time * 60 if config.max_time else None
+        self.budget = Budget(min(steps, config.max_steps or steps), seconds)
         self.head_weights = torch.tensor(HEAD_WEIGHTS, device=self.device)
         self.step = self.epoch = self.batch = 0  # batch counts within the epoch
         self.validated = 0  # the step of the last validation
@@ -77,7 +76,7 @@ class Trainer:
         """Train to the end of the budget; 0, or 130 where a signal ended it early.
 
         Raises:
-            TrainingError: a loss or gradient norm is not finite, or a checkpoint could not be
+            RunError: a loss or gradient norm is not finite, or a checkpoint could not be
                 written.
         """
         with self.stop:
@@ -136,13 +135,12 @@ class Trainer:
             The losses of map_2, map_1 and map_x [3], and the gradient norm before clipping.
 
         Raises:
-            TrainingError: on a CPU, loss or norm is not finite; the weights are then unchanged.
+            RunError: on a CPU, loss or norm is not finite; the weights are then unchanged.
                 Elsewhere that is looked at now and then, to spare a sync per step.
         """
         images = normalise(images.to(self.device, non_blocking=True))
         masks = masks.to(self.device, non_blocking=True).float() / 255
-        bf16 = self.config.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             map_x, map_1, map_2 = self.model(images)
         # One call for all heads: the weight map of the mask is computed once.
         per_image = fastclip.structure_loss((map_2, map_1, map_x), masks, reduction="none")
@@ -161,7 +159,7 @@ class Trainer:
         values = [*losses.tolist(), norm.item()]
         if not all(map(math.isfinite, values)):
             text = "loss of map_2 {:.4g}, map_1 {:.4g}, map_x {:.4g}, gradient norm {:.4g}"
-            raise TrainingError(
+            raise RunError(
                 f"not finite at step {self.step}: {text.format(*values)}. Try a lower --lr; "
                 f"the checkpoints in {self.out} are from before"
             )
@@ -241,9 +239,11 @@ def run_train(config: TrainConfig) -> int:
     """`fastclip train`: the exit code."""
     with usage_errors():
         trainer = Trainer(config)
+    millions = sum(p.numel() for p in trainer.parameters) / 1e6
     trainer.record.say(
-        f"{config.model}, {sum(p.numel() for p in trainer.parameters) / 1e6:.1f} M parameters, "
-        f"{config.size}, on {trainer.device}; {len(trainer.train_set)} images of "
-        f"{trainer.train_set.source}, {len(trainer.val_set)} of {trainer.val_set.source}"
+        f"{config.model}, {millions:.1f} M parameters, {trainer.config.size}, "
+        f"{'bf16' if trainer.bf16 else 'fp32'} on {trainer.device}; "
+        f"{len(trainer.train_set)} images of {trainer.train_set.source}, "
+        f"{len(trainer.val_set)} of {trainer.val_set.source}"
     )
     return trainer.fit()
