@@ -31,7 +31,7 @@ $(VENV)/.ready: $(VENV)/bin/python $(SOURCES)
 # Bounded by the clock, so that any machine ends in time; the schedule completes by the clock too.
 train: setup
 	$(VENV)/bin/fastclip train --data '$(DATA)' --model transfuse_t --size 96x128 --max-time 3.5 \
-	--epochs 1000 --batch-size 8 --optimizer adamw --lr 2e-3 --weight-decay 0.05 \
+	--epochs 100 --batch-size 16 --optimizer adamw --lr 3e-3 --weight-decay 0.05 \
 	--schedule cosine --warmup-steps 20 --precision auto --overwrite --out '$(OUT)'
 
 test: lint test-wheel
