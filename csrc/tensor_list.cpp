@@ -81,6 +81,7 @@ void TensorList::add(PyObject* tensor) {
   if (!view.is_dense()) throw Unsupported("a tensor with gaps or overlaps in its memory");
   dtypes_ |= 1u << static_cast<int>(view.dtype);
   has_empty_ |= view.numel == 0;
+  bytes_ += view.numel * item_size(view.dtype);
   const int32_t index = static_cast<int32_t>(tensors_.size()) - 1;
   if (on_cpu) {
     cut(view, index);

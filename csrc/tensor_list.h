@@ -32,6 +32,7 @@ class TensorList {
   // Bit DType of each dtype present.
   uint32_t dtypes() const { return dtypes_; }
   bool has_empty() const { return has_empty_; }
+  int64_t bytes() const { return bytes_; }
   // Whether two tensors start at one address: scaled at the same time, one product would be lost.
   bool has_repeats() const;
 
@@ -44,6 +45,7 @@ class TensorList {
   std::vector<Chunk> chunks_;
   std::vector<int64_t> tasks_{0};
   int64_t open_task_bytes_ = 0;
+  int64_t bytes_ = 0;
   uint32_t dtypes_ = 0;
   bool has_empty_ = false;
   dlpack::Device device_{dlpack::kCPU, 0};

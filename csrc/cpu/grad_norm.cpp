@@ -26,10 +26,13 @@ NormKind kind_of(double p) {
   return NormKind::kPower;
 }
 
+// Waking a sleeping thread takes about 90 us, in which one thread reads this much from cache.
+constexpr int64_t kSerialBytes = 6 * 1024 * 1024;
+
 Tasks tasks_of(const TensorList& list) {
   const int64_t count = static_cast<int64_t>(list.tasks().size()) - 1;
-  // One task is not worth waking a thread for; torch.set_num_threads sets omp's maximum.
-  const int threads = static_cast<int>(std::min<int64_t>(omp_get_max_threads(), count));
+  const bool small = list.bytes() < kSerialBytes;  // torch.set_num_threads sets omp's maximum
+  const int threads = small ? 1 : static_cast<int>(std::min<int64_t>(omp_get_max_threads(), count));
   return {list.chunks().data(), list.tasks().data(), count, threads};
 }
 
