@@ -15,7 +15,6 @@ constexpr int64_t kChunkOverheadBytes = 512;  // what starting a chunk costs, in
 }  // namespace
 
 TensorList::TensorList(PyObject* tensors, bool take_grads) {
-  static PyObject* const grad_name = PyUnicode_InternFromString("grad");
   PyObject* items = PySequence_Tuple(tensors);  // a snapshot: other threads may change a list
   if (items == nullptr) throw PythonError{};
   try {
@@ -25,7 +24,7 @@ TensorList::TensorList(PyObject* tensors, bool take_grads) {
     for (Py_ssize_t i = 0; i < count; ++i) {
       PyObject* tensor = PyTuple_GET_ITEM(items, i);
       if (take_grads) {
-        tensor = PyObject_GetAttr(tensor, grad_name);
+        tensor = grad_of(tensor);
         if (tensor == nullptr) throw PythonError{};
         if (tensor == Py_None) {
           Py_DECREF(tensor);

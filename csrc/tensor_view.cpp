@@ -12,6 +12,7 @@ namespace {
 const dlpack::ExchangeApi* g_api = nullptr;
 PyTypeObject* g_tensor_type = nullptr;
 PyTypeObject* g_parameter_type = nullptr;
+PyGetSetDef* g_grad = nullptr;  // of TensorBase, unless Python code has put another in its way
 
 DType dtype_of(dlpack::DataType dtype) {
   if (dtype.lanes == 1) {
@@ -47,8 +48,21 @@ void bind_tensor_types(PyObject* tensor_type, PyObject* parameter_type) {
   g_api = api;
   g_tensor_type = reinterpret_cast<PyTypeObject*>(tensor_type);
   g_parameter_type = reinterpret_cast<PyTypeObject*>(parameter_type);
+  PyObject* grad = PyObject_GetAttrString(tensor_type, "grad");
+  if (grad == nullptr) throw std::runtime_error("torch.Tensor has no attribute grad");
+  if (Py_TYPE(grad) == &PyGetSetDescr_Type) {
+    g_grad = reinterpret_cast<PyGetSetDescrObject*>(grad)->d_getset;
+  }
+  Py_DECREF(grad);
   Py_INCREF(tensor_type);  // kept for the life of the process
   Py_INCREF(parameter_type);
+}
+
+PyObject* grad_of(PyObject* object) {
+  static PyObject* const name = PyUnicode_InternFromString("grad");
+  const bool plain = Py_TYPE(object) == g_tensor_type || Py_TYPE(object) == g_parameter_type;
+  if (plain && g_grad != nullptr) return g_grad->get(object, g_grad->closure);
+  return PyObject_GetAttr(object, name);
 }
 
 TensorView view_of(PyObject* object) {

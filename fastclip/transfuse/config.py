@@ -36,7 +36,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 class TrainConfig:
     """Train a TransFuse; the defaults are those of the published trainer."""
 
-    data: str
+    data: str = "synthetic"
     """Folder of images and masks, or the word 'synthetic' for lesion-like images made on the fly.
     The folder holds train/ and val/ with images/ and masks/ each;
     or images/ and masks/ alone, parted by --val-fraction;
