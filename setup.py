@@ -158,7 +158,10 @@ class NinjaBuild(build_ext):
             ) from error
 
 
+# Listed so that a source distribution holds them; NinjaBuild finds them by itself.
+FILES = sorted(str(path.relative_to(CSRC.parent)) for path in CSRC.glob("**/*.*"))
+
 setup(
-    ext_modules=[Extension("fastclip._native", sources=[])] if NATIVE else [],
+    ext_modules=[Extension("fastclip._native", sources=FILES)] if NATIVE else [],
     cmdclass={"build_ext": NinjaBuild},
 )
