@@ -142,7 +142,12 @@ def bench_clip_and_step(benchmark):
 
         return run
 
+    def in_step() -> None:
+        limit[0] *= 0.99
+        fastclip.clip_grads_in_step_(optimizer, limit[0])
+
     variants = {"torch": step(nn.utils.clip_grad_norm_), "fastclip": step(fastclip.clip_grad_norm_)}
+    variants["fastclip, in step"] = in_step
     medians = measure.interleaved_ms(variants, repeats=25)
     rows = measure.rows(
         "clip + adamw", "transfuse_s, clipping", "float32", medians, baseline="torch"

@@ -346,3 +346,13 @@ def test_a_gradient_with_history_is_written_in_place():
     p.grad = y
     assert fastclip.clip_grad_norm_([p], 1.0) == pytest.approx(math.sqrt(18))
     assert p.grad.norm().item() == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("limit", [1.0, 1e9])
+def test_compiles_without_a_graph_break(limit):
+    theirs, ours = twins([torch.tensor([3.0, 4.0]), torch.tensor([12.0])])
+    compiled = torch.compile(
+        lambda ps: fastclip.clip_grad_norm_(ps, limit), fullgraph=True, backend="aot_eager"
+    )
+    torch.testing.assert_close(compiled(ours), nn.utils.clip_grad_norm_(theirs, limit))
+    assert_same(theirs, ours)
