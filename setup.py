@@ -85,10 +85,10 @@ def cuda_rule(command: str) -> list[str]:
 
 def ninja_file(output: Path) -> str:
     """build.ninja: every source once, the CPU kernels once per instruction-set level."""
+    cxx = compiler()
     import pybind11
 
     cuda = nvcc()
-
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     levels = X86_LEVELS if x86 else {"baseline": ""}
     sanitize = os.environ.get("FASTCLIP_SANITIZE", "")
@@ -104,7 +104,6 @@ def ninja_file(output: Path) -> str:
             guards,
         ]
     )
-    cxx = compiler()
     link = f"$cxx -shared -fopenmp {guards or '-s'} $in -o $out"
     if cuda is not None:  # nvcc knows where its static runtime lies
         host_flags = ",".join(["-fopenmp", *(guards.split() or ["-s"])])
