@@ -45,7 +45,7 @@ def clip_grad_norm_(
 
     Returns:
         The norm before clipping, 0-d, on the first gradient's device, in the gradients' promoted
-        dtype. The sum behind it is taken in double precision, and the coefficient from that sum.
+        dtype. The coefficient comes from the unrounded norm: short float32 runs, summed in double.
 
     Raises:
         RuntimeError: the norm is not finite and `error_if_nonfinite` is set.
