@@ -9,13 +9,14 @@ namespace {
 
 constexpr int64_t kSerialPixels = 16 * 1024;  // fewer than this many are not worth waking a thread
 constexpr int64_t kBandsWanted = 256;         // enough units for any machine's threads
+constexpr int64_t kBandRows = 512;            // or fewer, where the window allows it
 
 void structure_loss_pass(const LossPass& pass){FASTCLIP_DISPATCH(structure_loss_pass(pass))}
 
 // A fresh band pays for the rows above it that its window holds, so it is at least two windows
-// high.
+// high. Column sums slide in the logits' precision, and a long way would let soft masks drift.
 int64_t bands_per_image(int64_t images, int64_t height, int64_t radius_y) {
-  const int64_t wanted = (kBandsWanted + images - 1) / images;
+  const int64_t wanted = std::max((kBandsWanted + images - 1) / images, height / kBandRows);
   const int64_t most = height / (4 * radius_y + 2);
   return std::max<int64_t>(1, std::min(wanted, most));
 }
@@ -38,11 +39,13 @@ LossGradient gradient_of(const LossSums& s, double smooth, double upstream) {
 }  // namespace
 
 int64_t loss_scratch_bytes(const LossPass& pass) {
-  constexpr int64_t kVector = 64, kSlack = 8;
-  const int64_t row = (pass.width + 2 * kVector) * static_cast<int64_t>(sizeof(double));
-  const int64_t run = row + 4 * pass.radius_x * static_cast<int64_t>(sizeof(double));
-  const int64_t sums = pass.head_count * 3 * kVector * 2;
-  return (sums + run + kSlack * row + 127) / 128 * 128;
+  constexpr int64_t kVector = 64, kRows = 7;
+  const int64_t real = pass.logits_dtype == DType::kF64 ? sizeof(double) : sizeof(float);
+  const int64_t row = pass.width + 2 * kVector, window = 2 * pass.radius_x + 1;
+  int64_t levels = 2;  // digits of the window in base 4, and the carry
+  for (int64_t rest = window; rest >= 4; rest /= 4) ++levels;
+  const int64_t reals = kRows * row + levels * (row + 4 * window);
+  return (pass.head_count * 3 * 2 * kVector + reals * real + 127) / 128 * 128;
 }
 
 LossPass StructureLoss::pass() const {
