@@ -74,6 +74,24 @@ TensorView numbers(py::handle object, const char* name, DType dtype, int64_t num
 
 DType real_dtype(DType logits) { return logits == DType::kF64 ? DType::kF64 : DType::kF32; }
 
+void store_real(const TensorView& view, int64_t i, double value) {
+  if (view.dtype == DType::kF64)
+    static_cast<double*>(view.data)[i] = value;
+  else
+    static_cast<float*>(view.data)[i] = static_cast<float>(value);
+}
+
+// Where each head's gradient goes; None for a head that needs none.
+void take_grads(cpu::StructureLoss& problem, const py::sequence& grads) {
+  require(py::len(grads) == problem.heads.size(), "grads must hold one tensor per head, or None");
+  const int64_t numel = problem.images * problem.height * problem.width;
+  for (size_t h = 0; h < problem.heads.size(); ++h) {
+    const py::object grad = grads[h];
+    if (grad.is_none()) continue;
+    problem.heads[h].grad = numbers(grad, "grads", problem.logits_dtype, numel).data;
+  }
+}
+
 }  // namespace
 
 double grad_norm(const TensorList& list, double p) {
@@ -115,18 +133,40 @@ void structure_loss_forward(const py::sequence& logits, py::handle mask, py::han
   const cpu::StructureLoss problem =
       structure_loss(logits, mask, valid, window, boundary_weight, smooth, weighted_bce);
   const int64_t count = static_cast<int64_t>(problem.heads.size()) * problem.images;
-  const DType real = real_dtype(problem.logits_dtype);
-  const TensorView loss_view = numbers(loss, "loss", real, count);
+  const TensorView loss_view = numbers(loss, "loss", real_dtype(problem.logits_dtype), count);
   const TensorView sums_view = numbers(sums, "sums", DType::kF64, 4 * count);
   py::gil_scoped_release unlocked;
   std::vector<double> values(count);
   problem.forward(static_cast<cpu::LossSums*>(sums_view.data), values.data());
-  for (int64_t i = 0; i < count; ++i) {
-    if (real == DType::kF64)
-      static_cast<double*>(loss_view.data)[i] = values[i];
-    else
-      static_cast<float*>(loss_view.data)[i] = static_cast<float>(values[i]);
+  for (int64_t i = 0; i < count; ++i) store_real(loss_view, i, values[i]);
+}
+
+void structure_loss_total(const py::sequence& logits, py::handle mask, py::handle valid,
+                          int64_t window, double boundary_weight, double smooth, bool weighted_bce,
+                          const std::vector<double>& factors, py::handle total, py::handle sums,
+                          const py::sequence& grads) {
+  cpu::StructureLoss problem =
+      structure_loss(logits, mask, valid, window, boundary_weight, smooth, weighted_bce);
+  const int64_t heads = static_cast<int64_t>(problem.heads.size());
+  const int64_t count = heads * problem.images;
+  const TensorView total_view = numbers(total, "total", real_dtype(problem.logits_dtype), 1);
+  const TensorView sums_view = numbers(sums, "sums", DType::kF64, 4 * count);
+  require(static_cast<int64_t>(factors.size()) == heads, "factors must hold one number per head");
+  const bool backward = py::len(grads) > 0;
+  if (backward) take_grads(problem, grads);
+  require(!backward || problem.logits_dtype == DType::kF32,
+          "gradients are found in the forward pass for float32 only");
+  py::gil_scoped_release unlocked;
+  std::vector<double> values(count);
+  auto* image_sums = static_cast<cpu::LossSums*>(sums_view.data);
+  if (backward) {
+    problem.forward_backward(factors.data(), image_sums, values.data());
+  } else {
+    problem.forward(image_sums, values.data());
   }
+  double weighted = 0;
+  for (int64_t i = 0; i < count; ++i) weighted += factors[i / problem.images] * values[i];
+  store_real(total_view, 0, weighted);
 }
 
 void structure_loss_backward(py::handle grad_loss, const py::sequence& logits, py::handle mask,
@@ -139,11 +179,7 @@ void structure_loss_backward(py::handle grad_loss, const py::sequence& logits, p
   const DType real = real_dtype(problem.logits_dtype);
   const TensorView upstream_view = numbers(grad_loss, "grad_loss", real, count);
   const TensorView sums_view = numbers(sums, "sums", DType::kF64, 4 * count);
-  require(py::len(grads) == problem.heads.size(), "grads must hold one tensor per head");
-  for (size_t h = 0; h < problem.heads.size(); ++h) {
-    const int64_t numel = problem.images * problem.height * problem.width;
-    problem.heads[h].grad = numbers(grads[h], "grads", problem.logits_dtype, numel).data;
-  }
+  take_grads(problem, grads);
   py::gil_scoped_release unlocked;
   std::vector<double> upstream(count);
   for (int64_t i = 0; i < count; ++i) {

@@ -42,5 +42,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("grad_norms", &fastclip::grad_norms);
   m.def("scale_grads", &fastclip::scale_grads);
   m.def("structure_loss_forward", &fastclip::structure_loss_forward);
+  m.def("structure_loss_total", &fastclip::structure_loss_total);
   m.def("structure_loss_backward", &fastclip::structure_loss_backward);
 }

@@ -23,7 +23,7 @@ def structure_loss(
     boundary_weight: float = 5.0,
     smooth: float = 1.0,
     bce: str = "weighted",
-    head_weights: Sequence[float] | None = None,
+    head_weights: Sequence[float] | Tensor | None = None,
     valid: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
@@ -67,14 +67,13 @@ def structure_loss(
     _check_options(window, boundary_weight, smooth, bce, reduction)
     valid = _checked_valid(valid, mask)
     options = (int(window), float(boundary_weight), float(smooth), bce == "weighted")
-    loss = op.structure_loss(heads, mask, valid, *options)  # [heads, B, C]
     if reduction == "none":
         if head_weights is not None:
             raise ValueError("head_weights has no meaning with reduction='none': weigh the result")
+        loss = op.structure_loss(heads, mask, valid, *options)  # [heads, B, C]
         return loss[0] if single else loss
-    if head_weights is not None:
-        loss = loss * _head_factors(head_weights, loss)
-    return loss.sum() / (loss.shape[1] * loss.shape[2])
+    weights = _checked_weights(head_weights, len(heads))
+    return op.structure_loss_total(heads, mask, valid, weights, *options)
 
 
 class StructureLoss(nn.Module):
@@ -87,7 +86,7 @@ class StructureLoss(nn.Module):
         boundary_weight: float = 5.0,
         smooth: float = 1.0,
         bce: str = "weighted",
-        head_weights: Sequence[float] | None = None,
+        head_weights: Sequence[float] | Tensor | None = None,
         reduction: str = "mean",
     ) -> None:
         super().__init__()
@@ -192,10 +191,14 @@ def _checked_valid(valid: Tensor | None, mask: Tensor) -> Tensor | None:
     return valid.detach().expand_as(mask)
 
 
-def _head_factors(head_weights: Sequence[float], loss: Tensor) -> Tensor:
-    factors = torch.as_tensor(head_weights, dtype=loss.dtype, device=loss.device)
-    if factors.shape != loss.shape[:1]:
+def _checked_weights(
+    head_weights: Sequence[float] | Tensor | None, heads: int
+) -> Sequence[float] | Tensor:
+    if head_weights is None:
+        return [1.0] * heads
+    weights = head_weights if isinstance(head_weights, Tensor) else [float(w) for w in head_weights]
+    if len(weights) != heads:
         raise ValueError(
-            f"head_weights must hold one number per head ({loss.shape[0]}), got {head_weights!r}"
+            f"head_weights must hold one number per head ({heads}), got {head_weights!r}"
         )
-    return factors[:, None, None]
+    return weights

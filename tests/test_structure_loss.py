@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import fastclip
 from fastclip import native
+from fastclip.ops import structure_loss as op
 from fastclip.ops.structure_loss import owner, structure_loss_ref
 from fastclip.ops.structure_loss import structure_loss as by_owner
 
@@ -214,11 +215,75 @@ def test_any_problem_strategy(shape, logits, mask, window, weighted, ignore, bou
     check(xs, m, valid, (window, boundary, 1.0, weighted))
 
 
+def total(function, xs, m, valid, options, upstream):
+    """(total, gradients) of a function of (logits, mask, valid, weights, options)."""
+    leaves = [x.detach().clone().requires_grad_() for x in xs]
+    weights = [0.5, 0.3, 0.2, 1.5][: len(xs)]
+    value = function(leaves, m, valid, weights, *options)
+    return value.detach(), torch.autograd.grad(value * upstream, leaves)
+
+
+def total_ref(logits, m, valid, weights, *options):
+    loss = structure_loss_ref(logits, m, valid, *options)
+    return (loss * torch.tensor(weights, dtype=loss.dtype)[:, None, None]).mean((1, 2)).sum()
+
+
+@pytest.mark.parametrize("upstream", [1.0, 0.37, 65536.0])
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("shape", [(1, 1, 70, 33), (2, 2, 40, 64), (16, 1, 9, 20), (1, 1, 1, 1)])
+def test_the_total_and_its_gradients_in_one_call(shape, heads, upstream):
+    xs, m = scene(shape, heads=heads, soft=True)
+    valid = torch.rand(shape) > 0.2
+    valid[0, 0, 0, 0] = True
+    for v, weighted in ((None, True), (valid, True), (None, False)):
+        options = (31, 5.0, 1.0, weighted)
+        doubles = [x.double() for x in xs]
+        exact = total(total_ref, doubles, m.double(), v, options, upstream)
+        theirs = total(total_ref, xs, m, v, options, upstream)
+        ours = total(op.structure_loss_total, xs, m, v, options, upstream)
+        assert relative(ours[0], exact[0]) <= max(2 * relative(theirs[0], exact[0]), 1e-6)
+        for mine, torchs, true in zip(ours[1], theirs[1], exact[1], strict=True):
+            assert relative(mine, true) <= max(2 * relative(torchs, true), 1e-6)
+
+
+@pytest.mark.parametrize("logits", LOGITS)
+def test_the_total_of_every_dtype_is_the_weighted_mean_of_the_losses(logits):
+    xs, m = scene((2, 3, 20, 33), logits, heads=2)
+    leaves = [x.requires_grad_() for x in xs]
+    value = fastclip.structure_loss(leaves, m, head_weights=(0.7, 0.3))
+    each = fastclip.structure_loss(leaves, m, reduction="none")
+    expected = (each * torch.tensor([0.7, 0.3]).view(2, 1, 1)).mean((1, 2)).sum()
+    torch.testing.assert_close(value, expected)
+    grads = torch.autograd.grad(value, leaves)
+    for ours, theirs in zip(grads, torch.autograd.grad(expected, leaves), strict=True):
+        assert ours.dtype == logits
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_logit_changed_before_the_backward_pass_is_an_error():
+    (x,), m = scene((1, 1, 8, 8))
+    x.requires_grad_()
+    y = x * 1
+    loss = fastclip.structure_loss(y, m)
+    with torch.no_grad():
+        y.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_head_weights_may_be_a_tensor_that_learns():
+    xs, m = scene((2, 1, 8, 8), heads=2)
+    weights = torch.tensor([0.5, 0.5], requires_grad=True)
+    fastclip.structure_loss(xs, m, head_weights=weights).backward()
+    each = fastclip.structure_loss(xs, m, reduction="none").mean((1, 2))
+    torch.testing.assert_close(weights.grad, each)
+
+
 @needs_native
 @pytest.mark.parametrize("isa", ["baseline", "v3", "v4"])
 def test_every_instruction_set_level(isa):
     """Runs this file's comparisons at the level (or the best one below it here)."""
-    only = "dtype_pair or sizes or heads or extreme or nonfinite or valid"
+    only = "dtype_pair or sizes or heads or extreme or nonfinite or valid or one_call"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
     environment = {**os.environ, "FASTCLIP_ISA": isa}
     result = subprocess.run([*command, "-k", only], env=environment, capture_output=True, text=True)
@@ -234,7 +299,9 @@ def test_threads_do_not_change_a_bit():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            runs.append(run(by_owner, xs, m))
+            value, together = total(op.structure_loss_total, xs, m, None, DEFAULTS, 1.0)
+            losses, grads = run(by_owner, xs, m)
+            runs.append((torch.cat([losses.flatten(), value[None]]), [*grads, *together]))
     finally:
         torch.set_num_threads(before)
     for loss, grads in runs[1:]:
@@ -390,3 +457,22 @@ def test_the_core_checks_what_it_dereferences(wrong):
     arguments[index] = value
     with pytest.raises(ValueError, match=r"must|wrong"):
         native.core.structure_loss_forward(*arguments)
+
+
+@needs_native
+@pytest.mark.parametrize("wrong", ["factors", "grads", "grad size", "dtype", "total"])
+def test_the_core_checks_what_the_total_writes(wrong):
+    xs, m = scene((2, 1, 8, 8))
+    total, sums = torch.empty(()), torch.empty(1, 2, 1, 4, dtype=torch.float64)
+    changed = {
+        "factors": (7, [1.0, 1.0]),
+        "grads": (10, [None, None]),
+        "grad size": (10, [torch.empty(2, 1, 8, 7)]),
+        "dtype": (0, [xs[0].half()]),
+        "total": (8, torch.empty(2)),
+    }
+    arguments = [xs, m, None, *DEFAULTS, [1.0], total, sums, [torch.empty_like(xs[0])]]
+    index, value = changed[wrong]
+    arguments[index] = value
+    with pytest.raises(ValueError, match=r"must|wrong|only"):
+        native.core.structure_loss_total(*arguments)

@@ -118,6 +118,7 @@ FASTCLIP_INLINE f32v load(const double* p) {
 }
 
 FASTCLIP_INLINE void store(float* p, f32v x) { memcpy(p, &x, sizeof(x)); }
+FASTCLIP_INLINE void store(double* p, double x) { *p = x; }
 FASTCLIP_INLINE void store(half_t* p, f32v x) {
   const u16v h = float_to_half(x);
   memcpy(p, &h, sizeof(h));
@@ -141,6 +142,19 @@ FASTCLIP_INLINE void store_part(T* p, f32v x, int64_t n) {
   T padded[kLanes];
   store(padded, x);
   memcpy(p, padded, n * sizeof(T));
+}
+
+// Lanes `lanes`, `lanes` + 1, ... of a, and then the first of b.
+template <int lanes>
+FASTCLIP_INLINE f32v shifted_lanes(f32v a, f32v b) {
+#if defined(__AVX512F__)
+  return (f32v)_mm512_alignr_epi32((__m512i)b, (__m512i)a, lanes);
+#else
+  float both[2 * kLanes];
+  store(both, a);
+  store(both + kLanes, b);
+  return load(both + lanes);
+#endif
 }
 
 FASTCLIP_INLINE double sum_lanes(f64v x) {

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "structure_loss_sums.h"
+
 namespace fastclip::cpu {
 namespace {
 
@@ -21,27 +23,12 @@ int64_t bands_per_image(int64_t images, int64_t height, int64_t radius_y) {
   return std::max<int64_t>(1, std::min(wanted, most));
 }
 
-// With no valid pixel there is nothing to lose: loss and gradient are zero.
-double loss_of(const LossSums& s, double smooth) {
-  if (s.bce_weight == 0) return 0;
-  const double denominator = s.total - s.intersection + smooth;
-  return s.bce / s.bce_weight + 1 - (s.intersection + smooth) / denominator;
-}
-
-LossGradient gradient_of(const LossSums& s, double smooth, double upstream) {
-  if (s.bce_weight == 0) return {0, 0, 0};
-  const double denominator = s.total - s.intersection + smooth;
-  const double scale = upstream / (denominator * denominator);
-  return {upstream / s.bce_weight, scale * (s.intersection + smooth),
-          scale * (s.total + 2 * smooth)};
-}
-
 }  // namespace
 
 int64_t loss_scratch_bytes(const LossPass& pass) {
   constexpr int64_t kVector = 64, kRows = 7;
   const int64_t real = pass.logits_dtype == DType::kF64 ? sizeof(double) : sizeof(float);
-  const int64_t row = pass.width + 2 * kVector, window = 2 * pass.radius_x + 1;
+  const int64_t row = pass.width + 4 * kVector, window = 2 * pass.radius_x + 1;
   int64_t levels = 2;  // digits of the window in base 4, and the carry
   for (int64_t rest = window; rest >= 4; rest /= 4) ++levels;
   const int64_t reals = kRows * row + levels * (row + 4 * window);
@@ -58,6 +45,7 @@ LossPass StructureLoss::pass() const {
   pass.bands = bands_per_image(images, height, pass.radius_y);
   pass.band_rows = (height + pass.bands - 1) / pass.bands;
   pass.boundary_weight = boundary_weight;
+  pass.smooth = smooth;
   pass.window_area = static_cast<double>(window) * static_cast<double>(window);
   pass.weighted_bce = weighted_bce;
   pass.mask = mask;
@@ -84,24 +72,30 @@ void StructureLoss::run(LossPass& pass) const {
 }
 
 void StructureLoss::forward(LossSums* sums, double* loss) const {
-  if (images * height * width == 0) return;
   LossPass pass = this->pass();
-  const int64_t head_count = pass.head_count;
-  std::vector<LossSums> bands(images * pass.bands * head_count);
+  pass.work = LossWork::kSums;
+  sum(pass, sums, loss);
+}
+
+void StructureLoss::forward_backward(const double* upstream, LossSums* sums, double* loss) const {
+  LossPass pass = this->pass();
+  std::vector<LossGradient> gradients(images * pass.head_count);
+  pass.work = LossWork::kBoth;
+  pass.upstream = upstream;
+  pass.gradients = gradients.data();
+  sum(pass, sums, loss);
+}
+
+void StructureLoss::sum(LossPass& pass, LossSums* sums, double* loss) const {
+  if (images * height * width == 0) return;
+  std::vector<LossSums> bands(images * pass.bands * pass.head_count);
   pass.sums = bands.data();
   run(pass);
-  for (int64_t image = 0; image < images; ++image) {
-    for (int64_t head = 0; head < head_count; ++head) {
-      LossSums total{};
-      for (int64_t band = 0; band < pass.bands; ++band) {  // in a fixed order
-        const LossSums& part = bands[(image * pass.bands + band) * head_count + head];
-        total.bce_weight += part.bce_weight;
-        total.bce += part.bce;
-        total.intersection += part.intersection;
-        total.total += part.total;
-      }
-      sums[head * images + image] = total;
-      loss[head * images + image] = loss_of(total, smooth);
+  for (int64_t head = 0; head < pass.head_count; ++head) {
+    for (int64_t image = 0; image < images; ++image) {
+      const int64_t i = head * images + image;
+      sums[i] = image_sums(pass, image, head);
+      loss[i] = loss_of(sums[i], smooth);
     }
   }
 }
@@ -109,14 +103,14 @@ void StructureLoss::forward(LossSums* sums, double* loss) const {
 void StructureLoss::backward(const LossSums* sums, const double* grad_loss) const {
   if (images * height * width == 0) return;
   LossPass pass = this->pass();
-  const int64_t head_count = pass.head_count;
-  std::vector<LossGradient> gradients(images * head_count);
+  std::vector<LossGradient> gradients(images * pass.head_count);
   for (int64_t image = 0; image < images; ++image) {
-    for (int64_t head = 0; head < head_count; ++head) {
+    for (int64_t head = 0; head < pass.head_count; ++head) {
       const int64_t i = head * images + image;
-      gradients[image * head_count + head] = gradient_of(sums[i], smooth, grad_loss[i]);
+      gradients[image * pass.head_count + head] = gradient_of(sums[i], smooth, grad_loss[i]);
     }
   }
+  pass.work = LossWork::kGradients;
   pass.gradients = gradients.data();
   run(pass);
 }

@@ -21,12 +21,17 @@ struct StructureLoss {
   // Fills sums[heads][images] and loss[heads][images].
   void forward(LossSums* sums, double* loss) const;
 
+  // Both in one: upstream[heads] is the gradient of every image's loss. Heads without room for a
+  // gradient get none. float32 only.
+  void forward_backward(const double* upstream, LossSums* sums, double* loss) const;
+
   // Writes each head's gradient, given the upstream gradient of loss[heads][images].
   void backward(const LossSums* sums, const double* grad_loss) const;
 
  private:
   LossPass pass() const;
   void run(LossPass& pass) const;
+  void sum(LossPass& pass, LossSums* sums, double* loss) const;
 };
 
 }  // namespace fastclip::cpu

@@ -10,7 +10,7 @@ namespace fastclip::cpu {
 
 struct LossHead {
   const void* logits;  // [images, height, width]
-  void* grad;          // the same; written by the backward pass
+  void* grad;          // the same, or null; written by all work but kSums
 };
 
 // Sums over the pixels of one image: the weight of the BCE term, that times the BCE, and with the
@@ -25,12 +25,20 @@ struct LossGradient {
   double bce, total, intersection;
 };
 
+enum class LossWork {
+  kSums,       // fills sums
+  kGradients,  // writes each head's gradient, from gradients
+  kBoth,       // fills sums, finds gradients for `upstream`, writes each head's; float32 only,
+               // since the sigmoids wait in the gradient's place
+};
+
 // One pass over all images. A band is a run of rows of one image: the unit of a thread's work.
 struct LossPass {
+  LossWork work;
   int64_t images, height, width;
   int64_t bands, band_rows;    // bands per image
   int64_t radius_y, radius_x;  // of the window; at most height - 1, width - 1
-  double boundary_weight;
+  double boundary_weight, smooth;
   double window_area;
   bool weighted_bce;
   const void* mask;   // [images, height, width]
@@ -38,9 +46,10 @@ struct LossPass {
   DType mask_dtype, valid_dtype, logits_dtype;
   const LossHead* heads;
   int64_t head_count;
-  LossSums* sums;                 // forward: [images * bands][heads]; else null
-  const LossGradient* gradients;  // backward: [images][heads]; else null
-  char* scratch;                  // [threads][scratch_bytes], 128-byte aligned
+  LossSums* sums;           // [images * bands][heads]
+  LossGradient* gradients;  // [images][heads]
+  const double* upstream;   // [heads], the gradient of each image's loss
+  char* scratch;            // [threads][scratch_bytes], 128-byte aligned
   int64_t scratch_bytes;
   int threads;
 };

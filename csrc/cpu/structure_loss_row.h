@@ -14,6 +14,11 @@ struct FloatRow {
   typedef f32v Vector;
   typedef f64v Sum;
   static constexpr int kStep = kLanes;
+  static constexpr bool kShifts = kLanes == 16;
+  template <int lanes>
+  FASTCLIP_INLINE Vector shifted(const Vector& a, const Vector& b) {
+    return shifted_lanes<lanes>(a, b);
+  }
   static constexpr DType kDType = DType::kF32;
   FASTCLIP_INLINE Sum widen(const Vector& v) { return __builtin_convertvector(v, f64v); }
   FASTCLIP_INLINE double total(const Sum& sum) { return sum_lanes(sum); }
@@ -33,6 +38,11 @@ struct DoubleRow {
   typedef double Vector;
   typedef double Sum;
   static constexpr int kStep = 1;
+  static constexpr bool kShifts = false;
+  template <int lanes>
+  FASTCLIP_INLINE double shifted(double, double b) {
+    return b;
+  }
   static constexpr DType kDType = DType::kF64;
   FASTCLIP_INLINE Sum widen(double v) { return v; }
   FASTCLIP_INLINE double total(double sum) { return sum; }

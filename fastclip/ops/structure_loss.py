@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastclip import native
+from fastclip.ops import structure_loss_cpu as cpu
+from fastclip.ops.structure_loss_cpu import plain, real_dtype
 
 _OPTIONS = "int window, float boundary_weight, float smooth, bool weighted_bce"
 _INPUTS = f"Tensor[] logits, Tensor mask, Tensor? valid, {_OPTIONS}"
@@ -79,6 +81,22 @@ def structure_loss(
     return torch.ops.fastclip.structure_loss(list(logits), mask, valid, *options)[0]
 
 
+def structure_loss_total(
+    logits: Sequence[Tensor],
+    mask: Tensor,
+    valid: Tensor | None,
+    weights: Sequence[float] | Tensor,
+    *options: Any,
+) -> Tensor:
+    """The mean over images and channels of the sum over heads of weights[head] * loss: 0-d."""
+    count = mask.shape[0] * mask.shape[1]
+    if not isinstance(weights, Tensor) and cpu.takes(logits, mask, valid):
+        return cpu.total(logits, mask, valid, [w / count for w in weights], *options)
+    loss = structure_loss(logits, mask, valid, *options)
+    factors = torch.as_tensor(weights, dtype=loss.dtype, device=loss.device)
+    return (loss * factors[:, None, None]).sum() / count
+
+
 def owner(device: str) -> tuple[str, str]:
     """(implementation, why it is not a kernel) for a device type."""
     if device in _TRITON_DEVICES:
@@ -90,25 +108,13 @@ def owner(device: str) -> tuple[str, str]:
     return native.name, ""
 
 
-def _real(logits: Sequence[Tensor]) -> torch.dtype:
-    return torch.float64 if logits[0].dtype == torch.float64 else torch.float32
-
-
-def _plain(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> tuple[Any, ...]:
-    if mask.dtype not in (torch.uint8, torch.bool) and not mask.dtype.is_floating_point:
-        mask = mask.to(_real(logits))
-    if valid is not None:
-        valid = (valid != 0).contiguous()
-    return [head.contiguous() for head in logits], mask.contiguous(), valid
-
-
 @torch.library.impl("fastclip::structure_loss", "cpu")
 def _forward(
     logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     loss, sums, columns = _fake_forward(logits, mask, valid, *options)
-    plain = _plain(logits, mask, valid)
-    native.require().structure_loss_forward(*plain, *options, loss, sums)
+    inputs = plain(logits, mask, valid)
+    native.require().structure_loss_forward(*inputs, *options, loss, sums)
     return loss, sums, columns
 
 
@@ -122,9 +128,9 @@ def _backward(
     valid: Tensor | None,
     *options: Any,
 ) -> list[Tensor]:
-    plain = _plain(logits, mask, valid)
-    grads = [torch.empty_like(head) for head in plain[0]]
-    native.require().structure_loss_backward(grad_loss.contiguous(), *plain, sums, *options, grads)
+    inputs = plain(logits, mask, valid)
+    grads = [torch.empty_like(head) for head in inputs[0]]
+    native.require().structure_loss_backward(grad_loss.contiguous(), *inputs, sums, *options, grads)
     return grads
 
 
@@ -154,7 +160,7 @@ torch.library.impl("fastclip::structure_loss_backward", _TRITON_DEVICES, _triton
 def _fake_forward(
     logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape, real = (len(logits), *mask.shape[:2]), _real(logits)
+    shape, real = (len(logits), *mask.shape[:2]), real_dtype(logits)
     return (
         mask.new_empty(shape, dtype=real),
         mask.new_empty((*shape, 4), dtype=torch.float64),

@@ -1,0 +1,99 @@
+"""`structure_loss` on the CPU: the registered op's kernels, and the eager road to the total.
+
+The eager road makes the weighted total and, in float32, every gradient in one native call: while an
+image is in cache, and with no op of torch's around it. The gradients are those of the total itself;
+another upstream gradient than 1 scales them. Traced code, tensor subclasses and torch.func go
+through the op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastclip import native
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def real_dtype(logits: Sequence[Tensor]) -> torch.dtype:
+    """The dtype of the loss."""
+    return torch.float64 if logits[0].dtype == torch.float64 else torch.float32
+
+
+def plain(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> tuple[Any, ...]:
+    """The tensors as kernels read them: contiguous, the mask of bytes or floats."""
+    if mask.dtype not in (torch.uint8, torch.bool) and not mask.dtype.is_floating_point:
+        mask = mask.to(real_dtype(logits))
+    if valid is not None:
+        valid = (valid != 0).contiguous()
+    return [head.contiguous() for head in logits], mask.contiguous(), valid
+
+
+def takes(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> bool:
+    """Whether `total` is for these tensors, here and now."""
+    return (
+        native.core is not None
+        and mask.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and mask.numel() > 0
+        and all(type(t) in _PLAIN for t in (mask, *logits))
+        and (valid is None or type(valid) is Tensor)
+    )
+
+
+def total(
+    logits: Sequence[Tensor],
+    mask: Tensor,
+    valid: Tensor | None,
+    factors: Sequence[float],
+    *options: Any,
+) -> Tensor:
+    """The sum over heads, images and channels of factors[head] * loss: 0-d."""
+    early = (
+        logits[0].dtype == torch.float32
+        and torch.is_grad_enabled()
+        and any(head.requires_grad for head in logits)
+    )
+    return _Total.apply(mask, valid, list(factors), options, early, *logits)
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mask: Tensor,
+        valid: Tensor | None,
+        factors: list[float],
+        options: tuple[Any, ...],
+        early: bool,
+        *logits: Tensor,
+    ) -> Tensor:
+        heads, m, v = plain(logits, mask, valid)
+        result = torch.empty((), dtype=real_dtype(logits), device="cpu")
+        sums = torch.empty(len(heads), *mask.shape[:2], 4, dtype=torch.float64, device="cpu")
+        wanted = ctx.needs_input_grad[5:] if early else ()
+        grads = [torch.empty_like(h) if w else None for h, w in zip(heads, wanted, strict=False)]
+        native.require().structure_loss_total(heads, m, v, *options, factors, result, sums, grads)
+        ctx.grads, ctx.factors, ctx.options = grads, factors, options
+        ctx.save_for_backward(sums, mask, valid, *logits)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        sums, mask, valid, *logits = ctx.saved_tensors  # checks that none was changed meanwhile
+        grads, ctx.grads = ctx.grads, []
+        if not grads or torch.is_grad_enabled():  # a second time, half precision, or create_graph
+            factors = torch.tensor(ctx.factors, dtype=upstream.dtype, device="cpu")
+            each = (factors * upstream)[:, None, None].expand(sums.shape[:3])
+            grads = torch.ops.fastclip.structure_loss_backward(
+                each, sums, sums.new_empty(0), logits, mask, valid, *ctx.options
+            )
+        elif (scale := upstream.item()) != 1:
+            torch._foreach_mul_([grad for grad in grads if grad is not None], scale)
+        return None, None, None, None, None, *grads
