@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import measure
 import memory
@@ -42,7 +43,10 @@ VARIANTS: dict[str, Callable] = {"eager": eager, "rewrite": rewrite, "fastclip":
 def process_peak_bytes(variant: str, *, environment: dict[str, str] | None = None) -> int:
     """Of forward and backward, above the inputs, in a fresh process."""
     command = [sys.executable, __file__, variant]
-    environment = {**os.environ, **memory.RETURN_MEMORY, **(environment or {})}
+    here = str(Path(fastclip.__file__).parents[1])  # the package under test, installed or not
+    path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+    own = {**memory.RETURN_MEMORY, "PYTHONPATH": path, **(environment or {})}
+    environment = {**os.environ, **own}
     return int(subprocess.check_output(command, env=environment, text=True).split()[-1])
 
 
