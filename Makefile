@@ -3,6 +3,7 @@
 # make bench   CPU benchmarks; rows go to bench/results/
 # make sanitize  the native core's tests under AddressSanitizer and UBSan
 # make gpu     on a machine with an NVIDIA GPU and its own torch: build, test, benchmark
+# make docs-figures  the pictures of docs/, over a lesion of DATA
 # make setup   the virtual environment that the first three use
 #
 # DATA=folder   images to train on; else $FASTCLIP_DATA, else synthetic ones
@@ -17,7 +18,7 @@ OTHER_TORCH ?= 2.13.0
 OTHER_VENV = $(VENV)-torch-$(OTHER_TORCH)
 SOURCES = pyproject.toml setup.py $(shell find csrc -type f)
 
-.PHONY: setup train test lint test-wheel wheel bench gpu sanitize clean
+.PHONY: setup train test lint test-wheel wheel bench gpu sanitize docs-figures clean
 
 setup: $(VENV)/.ready
 
@@ -59,6 +60,9 @@ $(OTHER_VENV)/.ready:
 
 bench: setup
 	$(VENV)/bin/python -m pytest bench --benchmark-enable -s
+
+docs-figures: setup
+	$(VENV)/bin/python docs/figures.py --data '$(DATA)'
 
 # On the machine's own Python: its torch, Triton, pybind11, ninja and pytest; no network.
 gpu: OUT = runs/make-gpu

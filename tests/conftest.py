@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+
+sys.path.append(str(Path(__file__).parent.parent / "bench"))  # what a bench measures, a test bounds
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
