@@ -190,6 +190,7 @@ def ddp_rank(rank, meeting, out):
     fastclip.structure_loss(model(image), mask).backward()
     if rank == 0:
         torch.save([p.grad for p in model.module.parameters()], out)
+    dist.barrier()  # neither leaves while the other's threads still talk to it
     dist.destroy_process_group()
 
 

@@ -83,7 +83,6 @@ def test_heads_without_a_gradient_keep_nothing():
 
 
 @needs_native
-@pytest.mark.xfail(strict=True, reason="the backward op fills the gradient of every head")
 def test_heads_without_a_gradient_cost_no_map():
     heads, mask = scene(SHAPE, heads=3)
     wanted = heads[1].requires_grad_()

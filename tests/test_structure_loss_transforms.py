@@ -13,18 +13,6 @@ from fastclip.ops.structure_loss import owner
 
 IS_KERNEL = owner("cpu")[1] == ""  # the reference composes with every transform
 pytestmark = pytest.mark.core
-not_inside_func = pytest.mark.xfail(
-    IS_KERNEL,
-    raises=RuntimeError,
-    strict=True,
-    reason="the op's autograd.Function has no setup_context, so that torch.func refuses it",
-)
-no_batching_rule = pytest.mark.xfail(
-    IS_KERNEL,
-    raises=RuntimeError,
-    strict=True,
-    reason="the op has no vmap rule that folds the mapped dimension into the batch",
-)
 
 
 def loss(x, m, **options):
@@ -43,14 +31,12 @@ def gradient(x, m):
     return torch.autograd.grad(loss(leaf, m), leaf)[0]
 
 
-@no_batching_rule
 def test_vmap_is_a_loop():
     (x,), m = samples()
     expected = torch.stack([loss(*pair) for pair in zip(x, m, strict=True)])
     torch.testing.assert_close(vmap(loss)(x, m), expected)
 
 
-@no_batching_rule
 def test_vmap_over_another_dimension_with_heads_and_valid():
     xs, m = samples(heads=2)
     valid = torch.rand(2, 1, 12, 14) > 0.3
@@ -64,14 +50,12 @@ def test_vmap_over_another_dimension_with_heads_and_valid():
     torch.testing.assert_close(got, expected)
 
 
-@no_batching_rule
 def test_vmap_with_one_mask_for_all():
     (x,), m = samples()
     expected = torch.stack([loss(one, m[0]) for one in x])
     torch.testing.assert_close(vmap(loss, in_dims=(0, None))(x, m[0]), expected)
 
 
-@no_batching_rule
 def test_backward_through_vmap():
     (x,), m = samples()
     leaf = x.clone().requires_grad_()
@@ -80,20 +64,17 @@ def test_backward_through_vmap():
     torch.testing.assert_close(leaf.grad, expected)
 
 
-@not_inside_func
 def test_func_grad_is_autograds():
     (x,), m = samples()
     torch.testing.assert_close(grad(loss)(x[0], m[0]), gradient(x[0], m[0]))
 
 
-@not_inside_func
 def test_per_sample_gradients():
     (x,), m = samples()
     expected = torch.stack([gradient(*pair) for pair in zip(x, m, strict=True)])
     torch.testing.assert_close(vmap(grad(loss))(x, m), expected)
 
 
-@not_inside_func
 def test_per_sample_gradients_of_weights():
     (x,), m = samples()
     model = torch.nn.Conv2d(1, 1, 3, padding=1)
@@ -108,7 +89,6 @@ def test_per_sample_gradients_of_weights():
         torch.testing.assert_close([got[name][row] for name in weights], list(expected))
 
 
-@not_inside_func
 def test_jacobian_is_zero_between_images():
     (x,), m = samples()
     jacobian = jacrev(lambda x: loss(x, m[0], reduction="none"))(x[0])  # [2, 1, 2, 1, 12, 14]

@@ -18,6 +18,7 @@ from torch import Tensor
 from fastclip import native
 from fastclip.ops import structure_loss_cpu as cpu
 from fastclip.ops.structure_loss_cpu import plain, real_dtype
+from fastclip.ops.structure_loss_func import Transformed
 
 _OPTIONS = "int window, float boundary_weight, float smooth, bool weighted_bce"
 _INPUTS = f"Tensor[] logits, Tensor mask, Tensor? valid, {_OPTIONS}"
@@ -78,6 +79,8 @@ def structure_loss(
     options = (window, boundary_weight, smooth, weighted_bce)
     if owner(mask.device.type)[1]:
         return structure_loss_ref(logits, mask, valid, *options)
+    if torch._C._are_functorch_transforms_active():
+        return Transformed.apply(mask, valid, options, *logits)[0]
     return torch.ops.fastclip.structure_loss(list(logits), mask, valid, *options)[0]
 
 

@@ -1,0 +1,71 @@
+"""`structure_loss` under torch.func: vmap, grad, jacrev and their compositions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Transformed(torch.autograd.Function):
+    """The loss of every head, image and channel, and its gradient by their logits: unit gradients.
+
+    With both as outputs nothing but tensors has to be saved, as torch.func's rules want it, and a
+    mapped dimension goes into the batch.
+    """
+
+    @staticmethod
+    def forward(
+        mask: Tensor, valid: Tensor | None, options: tuple[Any, ...], *logits: Tensor
+    ) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            leaves = [head.detach().requires_grad_() for head in logits]
+            loss = torch.ops.fastclip.structure_loss(leaves, mask, valid, *options)[0]
+            units = torch.autograd.grad(loss.sum(), leaves)
+        return (loss.detach(), *units)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, *grad_units: Tensor | None) -> Any:
+        if any(grad is not None for grad in grad_units):
+            raise RuntimeError("structure_loss has no second derivative")
+        units = ctx.saved_tensors
+        if grad_loss is None:
+            return None, None, None, *(None for _ in units)
+        scaled = [
+            (g[..., None, None] * unit).to(unit.dtype)
+            for g, unit in zip(grad_loss, units, strict=True)
+        ]
+        return None, None, None, *scaled
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError("structure_loss has no forward-mode derivative: use reverse mode")
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[Any, ...],
+        mask: Tensor,
+        valid: Tensor | None,
+        options: tuple[Any, ...],
+        *logits: Tensor,
+    ) -> Any:
+        size = info.batch_size
+
+        def folded(x: Tensor | None, dim: int | None) -> Tensor | None:
+            if x is None:
+                return None
+            x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+            return x.flatten(0, 1)
+
+        heads = [folded(x, dim) for x, dim in zip(logits, in_dims[3:], strict=True)]
+        masks = folded(mask, in_dims[0]), folded(valid, in_dims[1])
+        loss, *units = Transformed.apply(*masks, options, *heads)
+        units = [unit.unflatten(0, (size, -1)) for unit in units]
+        return (loss.unflatten(1, (size, -1)), *units), (1, *(0 for _ in units))
