@@ -11,7 +11,7 @@ constexpr int64_t kChunkBytes =
     256 * 1024;                             // a chunk stays in L2 between a first and a second look
 constexpr int64_t kTaskBytes = 128 * 1024;  // a task is worth a thread's trip to the queue
 constexpr int64_t kChunkOverheadBytes = 512;  // what starting a chunk costs, in bytes of reading
-constexpr Py_ssize_t kAhead = 6;              // tensors whose memory is on its way
+constexpr size_t kAhead = 6;                  // tensors whose memory is on its way
 
 // A tensor is a Python object, which holds a pointer to torch's, which is three cache lines: in a
 // training step all of them have gone cold. What these words hold is only prefetched.
@@ -30,27 +30,7 @@ TensorList::TensorList(PyObject* tensors, bool take_grads) {
   PyObject* items = PySequence_Tuple(tensors);  // a snapshot: other threads may change a list
   if (items == nullptr) throw PythonError{};
   try {
-    const Py_ssize_t count = PyTuple_GET_SIZE(items);
-    tensors_.reserve(count);
-    chunks_.reserve(count);
-    for (Py_ssize_t i = 0; i < count; ++i) {
-      PyObject* tensor = PyTuple_GET_ITEM(items, i);
-      if (i + 2 * kAhead < count) __builtin_prefetch(PyTuple_GET_ITEM(items, i + 2 * kAhead));
-      if (i + kAhead < count) prefetch_pointees(PyTuple_GET_ITEM(items, i + kAhead));
-      if (take_grads) {
-        tensor = grad_of(tensor);
-        if (tensor == nullptr) throw PythonError{};
-        if (tensor == Py_None) {
-          Py_DECREF(tensor);
-          continue;
-        }
-      } else {
-        Py_INCREF(tensor);
-      }
-      tensors_.push_back(tensor);
-      add(tensor);
-    }
-    if (!on_cpu() && has_repeats()) throw Unsupported("a tensor listed twice");
+    list(items, take_grads);
   } catch (...) {
     Py_DECREF(items);
     release();
@@ -82,11 +62,36 @@ void TensorList::release() {
   tensors_.clear();
 }
 
-void TensorList::add(PyObject* tensor) {
-  const TensorView view = view_of(tensor);
+void TensorList::list(PyObject* items, bool take_grads) {
+  const size_t count = PyTuple_GET_SIZE(items);
+  tensors_.reserve(count);
+  chunks_.reserve(count);
+  size_t added = 0;
+  for (size_t i = 0; i < count; ++i) {
+    if (i + 2 * kAhead < count) __builtin_prefetch(PyTuple_GET_ITEM(items, i + 2 * kAhead));
+    if (i + kAhead < count) prefetch_pointees(PyTuple_GET_ITEM(items, i + kAhead));
+    PyObject* tensor = PyTuple_GET_ITEM(items, i);
+    if (!take_grads) {
+      Py_INCREF(tensor);
+    } else if ((tensor = grad_of(tensor)) == nullptr) {
+      throw PythonError{};
+    } else if (tensor == Py_None) {
+      Py_DECREF(tensor);
+      continue;
+    }
+    tensors_.push_back(tensor);
+    if (take_grads) prefetch_pointees(tensor);
+    if (tensors_.size() > added + kAhead) add(added++);
+  }
+  while (added < tensors_.size()) add(added++);
+  if (!on_cpu() && has_repeats()) throw Unsupported("a tensor listed twice");
+}
+
+void TensorList::add(size_t index) {
+  const TensorView view = view_of(tensors_[index]);
   const bool on_cpu = view.device.type == dlpack::kCPU || view.device.type == dlpack::kCUDAHost;
   const dlpack::Device device = on_cpu ? dlpack::Device{dlpack::kCPU, 0} : view.device;
-  if (tensors_.size() == 1) device_ = device;
+  if (index == 0) device_ = device;
   if (device.type != device_.type || device.id != device_.id) {
     throw Unsupported("tensors on several devices");
   }
@@ -95,11 +100,10 @@ void TensorList::add(PyObject* tensor) {
   dtypes_ |= 1u << static_cast<int>(view.dtype);
   has_empty_ |= view.numel == 0;
   bytes_ += view.numel * item_size(view.dtype);
-  const int32_t index = static_cast<int32_t>(tensors_.size()) - 1;
   if (on_cpu) {
-    cut(view, index);
+    cut(view, static_cast<int32_t>(index));
   } else {
-    chunks_.push_back({view.data, view.numel, view.dtype, index});
+    chunks_.push_back({view.data, view.numel, view.dtype, static_cast<int32_t>(index)});
   }
 }
 

@@ -37,7 +37,8 @@ class TensorList {
   bool has_repeats() const;
 
  private:
-  void add(PyObject* tensor);
+  void list(PyObject* items, bool take_grads);
+  void add(size_t index);
   void cut(const TensorView& view, int32_t index);
   void release();
 

@@ -124,7 +124,7 @@ def collect(tensors: Iterable[Tensor], *, take_grads: bool) -> Grads | None:
 
 
 def _as_tensor(norm: float, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(norm, dtype=torch.float64, device="cpu").to(dtype)
+    return torch.scalar_tensor(norm, dtype=dtype, device="cpu")
 
 
 @functools.cache
