@@ -11,16 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import utils as _torch_clip
 
+from fastclip.distributed import plain_norm
 from fastclip.ops import grad_norm as op
 
 _Tensors: TypeAlias = Tensor | Iterable[Tensor]
 
-_NONFINITE = (
-    "The total norm of order {p} for gradients from `parameters` is non-finite, so it cannot be "
-    "clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
-    "`error_if_nonfinite=False`"
-)
-_NAMED = 5  # how many offending gradients an error names
 _torch_clip_grad_value_ = _torch_clip.clip_grad_value_
 
 
@@ -68,7 +63,7 @@ def clip_grad_norm_(
     if not len(grads):
         return torch.tensor(0.0)
     if error_if_nonfinite:
-        _require_finite(grads.total_norm(p), grads, p)
+        op.require_finite(grads.total_norm(p), grads, p)
     return grads.clip_(limit, p)
 
 
@@ -92,7 +87,7 @@ def get_total_norm(
         return torch.tensor(0.0)
     total = values.total_norm(p)
     if error_if_nonfinite:
-        _require_finite(total, values, p)
+        op.require_finite(total, values, p)
     return total
 
 
@@ -112,12 +107,12 @@ def clip_grads_with_norm_(
     """
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     limit = _number("max_norm", max_norm)
-    plain = type(total_norm) is Tensor
-    grads = op.collect(parameters, take_grads=True) if plain else None
-    if grads is None or not grads.takes(total_norm):
+    norm = total_norm if type(total_norm) is Tensor else plain_norm(total_norm)
+    grads = None if norm is None else op.collect(parameters, take_grads=True)
+    if norm is None or grads is None or not grads.takes(norm):
         op.scale_ref_(parameters, limit, total_norm, foreach)
     elif len(grads):
-        grads.clip_by_(limit, total_norm)
+        grads.clip_by_(limit, norm)
 
 
 def clip_grad_value_(parameters: _Tensors, clip_value: float, foreach: bool | None = None) -> None:
@@ -130,12 +125,3 @@ def _number(name: str, value: float) -> float:
         return float(value)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{error} ({name} must be a number)") from None
-
-
-def _require_finite(total: Tensor, grads: op.Grads, p: float) -> None:
-    if total.isfinite():
-        return
-    bad = (~grads.norms(p)[0].isfinite()).nonzero().flatten().tolist()
-    named = ", ".join(str(i) for i in bad[:_NAMED]) + (", ..." if len(bad) > _NAMED else "")
-    where = f". Non-finite: gradients {named} of {len(grads)}" if bad else ""
-    raise RuntimeError(_NONFINITE.format(p=p) + where)
