@@ -13,6 +13,7 @@ from torch.nn import utils as _torch_clip
 
 from fastclip.distributed import plain_norm
 from fastclip.ops import grad_norm as op
+from fastclip.ops import grad_norm_compiled as compiled
 
 _Tensors: TypeAlias = Tensor | Iterable[Tensor]
 
@@ -57,6 +58,8 @@ def clip_grad_norm_(
                 stacklevel=2,
             )
     limit, p = _number("max_norm", max_norm), _number("norm_type", norm_type)
+    if torch.compiler.is_compiling():
+        return compiled.clip_(parameters, limit, p, error_if_nonfinite, foreach)
     grads = op.collect(parameters, take_grads=True)
     if grads is None or not grads.has_norm(p):
         return op.clip_ref_(parameters, limit, p, error_if_nonfinite, foreach)
@@ -80,6 +83,8 @@ def get_total_norm(
     """
     tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     p = _number("norm_type", norm_type)
+    if torch.compiler.is_compiling():
+        return compiled.total_norm(tensors, p, error_if_nonfinite, foreach)
     values = op.collect(tensors, take_grads=False)
     if values is None or not values.has_norm(p):
         return op.total_norm_ref(tensors, p, error_if_nonfinite, foreach)
@@ -107,6 +112,8 @@ def clip_grads_with_norm_(
     """
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     limit = _number("max_norm", max_norm)
+    if torch.compiler.is_compiling():
+        return compiled.clip_with_norm_(parameters, limit, total_norm, foreach)
     norm = total_norm if type(total_norm) is Tensor else plain_norm(total_norm)
     grads = None if norm is None else op.collect(parameters, take_grads=True)
     if norm is None or grads is None or not grads.takes(norm):
