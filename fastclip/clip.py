@@ -42,6 +42,8 @@ def clip_grad_norm_(
     Returns:
         The norm before clipping, 0-d, on the first gradient's device, in the gradients' promoted
         dtype. The coefficient comes from the unrounded norm: short float32 runs, summed in double.
+        Where all gradients are DTensors of one mesh it is a DTensor, as in torch: replicated, so
+        that its ``item()``, ``to_local()`` and ``full_tensor()`` are the norm on all ranks.
 
     Raises:
         RuntimeError: the norm is not finite and `error_if_nonfinite` is set.
@@ -108,7 +110,7 @@ def clip_grads_with_norm_(
 
     Args:
         parameters, max_norm, foreach: as in :func:`clip_grad_norm_`.
-        total_norm: a norm computed before, 0-d.
+        total_norm: a norm computed before, 0-d; a DTensor is gathered, on all ranks.
     """
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     limit = _number("max_norm", max_norm)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from fastclip.ops.grad_norm_torch import LARGEST_UNSCALED_ORDER
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
@@ -23,14 +25,13 @@ if TYPE_CHECKING:
 
     Groups: TypeAlias = tuple[ProcessGroup, ...]
 
-_LARGEST_UNSCALED_ORDER = 4.0  # float32's norms to this power are float64's normal numbers
-
 
 class Layout(NamedTuple):
     """How a DTensor lies on its mesh."""
 
     groups: Groups  # the ranks among which its elements are divided, one group a mesh dimension
     whole: tuple[Placement, ...] | None  # where ranks hold summands: the placements of the sum
+    key: object  # equal where tensors can be measured and reduced together
 
 
 def is_dtensor(value: object) -> bool:
@@ -67,7 +68,9 @@ def _layout(mesh: DeviceMesh, placements: Sequence[Placement]) -> Layout | None:
             whole[dim] = Replicate()
         elif type(placement) is not Replicate:
             return None
-    return Layout(tuple(groups), tuple(whole) if whole != list(placements) else None)
+    is_partial = whole != list(placements)
+    names = tuple(group.group_name for group in groups)
+    return Layout(tuple(groups), tuple(whole) if is_partial else None, (names, is_partial))
 
 
 def local_of(tensor: DTensor, layout: Layout | None = None) -> Tensor:
@@ -80,9 +83,7 @@ def local_of(tensor: DTensor, layout: Layout | None = None) -> Tensor:
 
 
 def common_mesh(tensors: Sequence[Tensor]) -> DeviceMesh | None:
-    """The mesh that all tensors lie on: where torch's functions return a DTensor."""
-    if not all(is_dtensor(t) for t in tensors):
-        return None
+    """The mesh that DTensors have in common: where torch's functions return one too."""
     meshes = {t.device_mesh for t in tensors}  # type: ignore[attr-defined]
     return meshes.pop() if len(meshes) == 1 else None
 
@@ -121,7 +122,7 @@ def reduce_norms(
     if math.isinf(p):
         return _extremes(norms, groups, math.copysign(1.0, p))
     scales = [torch.ones_like(norm) for norm in norms]
-    if scaled or abs(p) > _LARGEST_UNSCALED_ORDER:
+    if scaled or abs(p) > LARGEST_UNSCALED_ORDER:
         scales = _extremes(norms, groups, math.copysign(1.0, p))
         scales = [torch.where(s.isfinite() & (s > 0), s, 1.0) for s in scales]
     powers = [(norm / scale) ** p for norm, scale in zip(norms, scales, strict=True)]

@@ -124,3 +124,10 @@ def test_norm_of_norms_stays_in_range(p, value):
     factor = {math.inf: 1.0, -math.inf: 1.0}.get(p, 2 ** (1 / p))
     expected = value * factor if value else 0.0
     assert norm_of(norms, p).item() == pytest.approx(expected, rel=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0, 2.0, 10.0, -1.0, math.inf])
+@pytest.mark.parametrize("value", [1e-200, 1e200])
+def test_torchs_owner_stays_in_float64s_range(value, p):
+    found = TorchGrads([torch.full((4,), -value, dtype=torch.float64)]).norms(p).item()
+    assert found == pytest.approx(value * (1.0 if math.isinf(p) else 4 ** (1 / p)), rel=1e-12)

@@ -38,11 +38,14 @@ class Part:
 
         A repeat on a GPU comes one owner later: scaled at the same time, a product would be lost.
         """
+        some = [row for row, t in enumerate(tensors) if t.numel() or not self.dtensors]
+        if (owner := own([tensors[row] for row in some]) if some else None) is not None:
+            self.owners.append((owner, some))
+            return True
         rows: dict[tuple[bool, int], list[int]] = {}
         seen: dict[int, int] = {}
-        for row, tensor in enumerate(tensors):
-            if self.dtensors and not tensor.numel():
-                continue
+        for row in some:
+            tensor = tensors[row]
             address = tensor.data_ptr() if tensor.numel() and self.device.type != "cpu" else -row
             seen[address] = seen.get(address, -1) + 1
             rows.setdefault((own([tensor]) is None, seen[address]), []).append(row)
@@ -74,7 +77,8 @@ class Part:
         shape = len(self.locals)
         norms = torch.full((shape,), _identity(p), dtype=torch.float64, device=self.device)
         for owner, rows in self.owners:
-            norms[rows] = _able(owner, rows, self.locals, p).norms(p)[0]
+            where = moved(torch.tensor(rows), self.device)
+            norms.index_copy_(0, where, _able(owner, rows, self.locals, p).norms(p)[0])
         return norms
 
     def write(self, change: Callable[[Owner], None]) -> None:
@@ -105,10 +109,12 @@ class GradParts:
         self._own = own
         self._count = len(tensors)
         self._device = next(part.device for part in parts if 0 in part.indices)
-        self.dtype = functools.reduce(torch.promote_types, {t.dtype for t in tensors})
+        dtypes = [{t.dtype for t in part.locals} for part in parts]
+        self.dtype = functools.reduce(torch.promote_types, set().union(*dtypes))
         self._has_empty = any(t.numel() == 0 for t in tensors)
-        self._scaled = any(t.dtype == torch.float64 for t in tensors if distributed.is_dtensor(t))
-        self._mesh = distributed.common_mesh(tensors)
+        spread = [part for part in parts if part.dtensors]
+        self._scaled = any(t.dtype == torch.float64 for part in spread for t in part.locals)
+        self._mesh = distributed.common_mesh(tensors) if len(spread) == len(parts) else None
         self._known: dict[float, Tensor] = {}  # p: the unrounded norm
 
     def __len__(self) -> int:
@@ -182,6 +188,7 @@ class GradParts:
             yield part, moved(number, part.device)
 
 
+@torch.no_grad()
 def collect(
     tensors: Sequence[Tensor], own: Callable[[list[Tensor]], Owner | None]
 ) -> GradParts | None:
@@ -194,20 +201,17 @@ def collect(
     parts: dict[object, Part] = {}
     layouts: dict[object, distributed.Layout | None] = {}
     for i, tensor in enumerate(tensors):
-        layout = None
-        local = tensor
+        layout, local = None, tensor
         if distributed.is_dtensor(tensor):
             layout = distributed.layout_of(tensor, layouts)  # type: ignore[arg-type]
-            if layout is None or tensor.dtype not in DTYPES:
+            if layout is None:
                 return None
-            with torch.no_grad():
-                local = distributed.local_of(tensor)  # type: ignore[arg-type]
+            local = distributed.local_of(tensor)  # type: ignore[arg-type]
         if not _plain(local):
             return None
-        groups = () if layout is None else layout.groups
-        names = tuple(group.group_name for group in groups)
-        key = local.device, names, layout is None, layout is not None and layout.whole is None
-        part = parts.setdefault(key, Part(local.device, groups))
+        key = local.device, None if layout is None else layout.key
+        if (part := parts.get(key)) is None:
+            part = parts[key] = Part(local.device, () if layout is None else layout.groups)
         part.indices.append(i)
         part.locals.append(local)
         if layout is not None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 EPS = 1e-6  # torch's
+LARGEST_UNSCALED_ORDER = 4.0  # float32's numbers to this power are normal ones of float64
 
 
 class Owner(Protocol):
@@ -40,9 +41,7 @@ class TorchGrads:
 
     @torch.no_grad()
     def norms(self, *orders: float) -> Tensor:
-        real = torch.float64
-        rows = [[torch.linalg.vector_norm(t, p, dtype=real) for t in self._tensors] for p in orders]
-        return torch.stack([torch.stack(row) for row in rows])
+        return torch.stack([torch.stack([_norm(t, p) for t in self._tensors]) for p in orders])
 
     def clip_by_(self, max_norm: float, total_norm: Tensor) -> None:
         factor = factor_of(max_norm, total_norm)
@@ -71,3 +70,9 @@ def factor_of(max_norm: float, norm: Tensor) -> Tensor:
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """On a device, without waiting for one but where the CPU is to read it."""
     return tensor.to(device, non_blocking=device.type != "cpu")
+
+
+def _norm(tensor: Tensor, p: float) -> Tensor:
+    if tensor.numel() and (tensor.dtype == torch.float64 or abs(p) > LARGEST_UNSCALED_ORDER):
+        return norm_of(tensor.double().abs(), p)
+    return torch.linalg.vector_norm(tensor, p, dtype=torch.float64)
