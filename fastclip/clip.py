@@ -11,16 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import utils as _torch_clip
 
+from fastclip.distributed import plain_norm
 from fastclip.ops import grad_norm as op
+from fastclip.ops import grad_norm_compiled as compiled
 
 _Tensors: TypeAlias = Tensor | Iterable[Tensor]
 
-_NONFINITE = (
-    "The total norm of order {p} for gradients from `parameters` is non-finite, so it cannot be "
-    "clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
-    "`error_if_nonfinite=False`"
-)
-_NAMED = 5  # how many offending gradients an error names
 _torch_clip_grad_value_ = _torch_clip.clip_grad_value_
 
 
@@ -46,6 +42,8 @@ def clip_grad_norm_(
     Returns:
         The norm before clipping, 0-d, on the first gradient's device, in the gradients' promoted
         dtype. The coefficient comes from the unrounded norm: short float32 runs, summed in double.
+        Where all gradients are DTensors of one mesh it is a DTensor, as in torch: replicated, so
+        that its ``item()``, ``to_local()`` and ``full_tensor()`` are the norm on all ranks.
 
     Raises:
         RuntimeError: the norm is not finite and `error_if_nonfinite` is set.
@@ -62,13 +60,15 @@ def clip_grad_norm_(
                 stacklevel=2,
             )
     limit, p = _number("max_norm", max_norm), _number("norm_type", norm_type)
+    if torch.compiler.is_compiling():
+        return compiled.clip_(parameters, limit, p, error_if_nonfinite, foreach)
     grads = op.collect(parameters, take_grads=True)
     if grads is None or not grads.has_norm(p):
         return op.clip_ref_(parameters, limit, p, error_if_nonfinite, foreach)
     if not len(grads):
         return torch.tensor(0.0)
     if error_if_nonfinite:
-        _require_finite(grads.total_norm(p), grads, p)
+        op.require_finite(grads.total_norm(p), grads, p)
     return grads.clip_(limit, p)
 
 
@@ -85,6 +85,8 @@ def get_total_norm(
     """
     tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     p = _number("norm_type", norm_type)
+    if torch.compiler.is_compiling():
+        return compiled.total_norm(tensors, p, error_if_nonfinite, foreach)
     values = op.collect(tensors, take_grads=False)
     if values is None or not values.has_norm(p):
         return op.total_norm_ref(tensors, p, error_if_nonfinite, foreach)
@@ -92,7 +94,7 @@ def get_total_norm(
         return torch.tensor(0.0)
     total = values.total_norm(p)
     if error_if_nonfinite:
-        _require_finite(total, values, p)
+        op.require_finite(total, values, p)
     return total
 
 
@@ -108,16 +110,18 @@ def clip_grads_with_norm_(
 
     Args:
         parameters, max_norm, foreach: as in :func:`clip_grad_norm_`.
-        total_norm: a norm computed before, 0-d.
+        total_norm: a norm computed before, 0-d; a DTensor is gathered, on all ranks.
     """
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     limit = _number("max_norm", max_norm)
-    plain = type(total_norm) is Tensor
-    grads = op.collect(parameters, take_grads=True) if plain else None
-    if grads is None or not grads.takes(total_norm):
+    if torch.compiler.is_compiling():
+        return compiled.clip_with_norm_(parameters, limit, total_norm, foreach)
+    norm = total_norm if type(total_norm) is Tensor else plain_norm(total_norm)
+    grads = None if norm is None else op.collect(parameters, take_grads=True)
+    if norm is None or grads is None or not grads.takes(norm):
         op.scale_ref_(parameters, limit, total_norm, foreach)
     elif len(grads):
-        grads.clip_by_(limit, total_norm)
+        grads.clip_by_(limit, norm)
 
 
 def clip_grad_value_(parameters: _Tensors, clip_value: float, foreach: bool | None = None) -> None:
@@ -130,12 +134,3 @@ def _number(name: str, value: float) -> float:
         return float(value)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{error} ({name} must be a number)") from None
-
-
-def _require_finite(total: Tensor, grads: op.Grads, p: float) -> None:
-    if total.isfinite():
-        return
-    bad = (~grads.norms(p)[0].isfinite()).nonzero().flatten().tolist()
-    named = ", ".join(str(i) for i in bad[:_NAMED]) + (", ..." if len(bad) > _NAMED else "")
-    where = f". Non-finite: gradients {named} of {len(grads)}" if bad else ""
-    raise RuntimeError(_NONFINITE.format(p=p) + where)

@@ -56,7 +56,7 @@ def clip_grads_in_step_(
         inverse = (1 if scale is None else scale.to(total.device)) / factor.float()
         nonfinite = 1 - total.isfinite().float()
     if error_if_nonfinite and not total.isfinite():
-        raise RuntimeError(clip._NONFINITE.format(p=p))
+        raise RuntimeError(op.NONFINITE.format(p=p))
     if (found := getattr(optimizer, "found_inf", None)) is not None:
         nonfinite = torch.maximum(nonfinite, found.to(nonfinite.device))
     with _attributes(optimizer, grad_scale=inverse.float(), found_inf=nonfinite):
@@ -99,14 +99,14 @@ def unscale_and_clip_grad_norm_(
         scaler.unscale_(optimizer)  # raises what torch raises
         return clip.clip_grad_norm_(parameters, limit, p)
     assert grads is not None
-    scaled = grads.total_norm(p)
-    scale = scaler._scale.to(scaled.device).to(scaled.dtype)
+    scaled = grads.exact_norm(p)
+    scale = scaler._scale.to(scaled.device)
     total = scaled / scale
     factor = (limit / (total + op.EPS)).clamp(max=1.0) / scale
     grads.scale_(factor)
     state["found_inf_per_device"] = {scaled.device: 1 - total.isfinite().float()}
     state["stage"] = OptState.UNSCALED
-    return total
+    return total.to(grads.dtype)
 
 
 def _total_norm(parameters: list[Tensor], p: float) -> Tensor:

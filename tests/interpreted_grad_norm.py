@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 
 from fastclip.kernels.grad_norm import CHUNK
 from fastclip.ops import grad_norm as op
+from fastclip.ops import grad_norm_parts as parts
 from fastclip.ops.grad_norm_triton import TritonGrads
 from fastclip.ops.tensor_list import DTYPES, PythonTensorList
 
@@ -131,3 +132,29 @@ def test_equal_runs_are_bit_equal():
     tensors = [randn(30_000, torch.float32), randn(5, torch.bfloat16)]
     found = {grads_of(tensors).total_norm(2.0).item() for _ in range(3)}
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("p", [*NORMS, 3.0])
+def test_a_part_beside_another_owners(p):
+    """As a list on two devices: the CPU's owner, and Triton's where a tensor comes up again."""
+    x, y, z = randn(9000, torch.float32), randn(700, torch.bfloat16), randn(50, torch.float64)
+
+    def own(tensors):
+        try:
+            return grads_of(tensors)
+        except NotImplementedError:
+            return None
+
+    first = parts.Part(torch.device("cpu"), (), [1], [z])
+    first.share([z], op._owner_of)
+    second = parts.Part(torch.device("cpu"), (), [0, 2], [x, y])
+    assert second.share([x, y], own)
+    grads = parts.GradParts([x, z, y], [first, second], own)
+    exact = exact_norm([x, y, z], p)
+    assert grads.total_norm(p).item() == pytest.approx(exact, rel=3e-7)
+    for found, tensor in zip(grads.norms(p)[0].tolist(), (x, z, y), strict=True):
+        assert found == pytest.approx(exact_norm([tensor], p), rel=3e-7)
+    before = [t.clone() for t in (x, y, z)]
+    assert grads.clip_(exact / 3, p).dtype == torch.float64
+    for old, new in zip(before, (x, y, z), strict=True):
+        torch.testing.assert_close(new, old / 3, rtol=1e-2 if new is y else 1e-5, atol=0)

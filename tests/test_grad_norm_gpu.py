@@ -213,16 +213,52 @@ def test_other_norms_are_torchs(collect, p):
     torch.testing.assert_close(fastclip.clip_grad_norm_(ours, 0.1, p), expected)
 
 
-def test_several_devices_and_the_other_than_the_current_one(collect):
-    ours = parameters(DTYPES[:1])
-    ours[0] = torch.nn.Parameter(torch.zeros(3))
-    ours[0].grad = torch.ones(3)
-    exact = exact_norm([p.grad.cuda() for p in ours])
-    assert fastclip.clip_grad_norm_(ours, 1.0).item() == pytest.approx(exact, rel=1e-5)
-    if torch.cuda.device_count() > 1:
-        x = torch.ones(1000, device="cuda:1")
-        assert collect([x]).total_norm(1.0).item() == 1000
-        assert torch.cuda.current_device() == 0
+@pytest.mark.parametrize("p", [*NORMS, 3.0])
+def test_parts_on_the_cpu_and_the_gpu_with_gaps_and_repeats(collect, p):
+    x, y = randn(1000), randn((64, 8))[:, ::2]
+    grads = [x, torch.full((3,), 2.0), y, x, randn(5000, torch.bfloat16)]
+    before = [g.clone() for g in grads]
+    exact = exact_norm([g.cuda() for g in grads], p)
+    ours = [torch.nn.Parameter(torch.zeros_like(g)) for g in grads]
+    for parameter, grad in zip(ours, grads, strict=True):
+        parameter.grad = grad
+    norm = fastclip.clip_grad_norm_(ours, exact / 2, p)
+    assert norm.device == x.device
+    assert norm.item() == pytest.approx(exact, rel=1e-6)
+    assert fastclip.get_total_norm(grads[1:], p).device.type == "cpu"
+    for i, (new, old) in enumerate(zip(grads, before, strict=True)):
+        factor = 0.25 if i in (0, 3) else 0.5
+        torch.testing.assert_close(new, old * factor, rtol=1e-2 if i == 4 else 1e-5, atol=0)
+
+
+def test_gaps_and_repeats_on_the_gpu_need_no_wait(collect, quiet):
+    x, y = randn(1000), randn((64, 8))[:, ::2]
+    collect([x, y, x]).clip_(1.0, 2.0)
+    quiet()
+    collect([x, y, x]).clip_(0.5, 2.0)
+    collect([x, y, x]).norms(2.0)
+
+
+def test_another_device_than_the_current_one(collect):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    x = torch.ones(1000, device="cuda:1")
+    assert collect([x]).total_norm(1.0).item() == 1000
+    assert collect([x, torch.ones(24, device="cuda:0")]).total_norm(1.0).item() == 1024
+    assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.parametrize("limit", [0.5, 1e9])
+def test_compiled_as_eager_without_a_wait(collect, quiet, limit):
+    ours, eager = parameters(), parameters()
+    clip = torch.compile(fastclip.clip_grad_norm_, fullgraph=True)
+    clip(parameters(), limit)
+    quiet()
+    norm = clip(ours, limit)
+    torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(norm, fastclip.clip_grad_norm_(eager, limit), rtol=1e-9, atol=0)
+    for a, b in zip(ours, eager, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
 
 
 def test_the_report_names_the_owner():

@@ -1,8 +1,9 @@
 """The op `grad_norm`: norms of many tensors, and their scaling, in one pass over memory each.
 
-Owner on the CPU: the native core; on a GPU: see grad_norm_gpu. Everything else (tensors on several
-devices, sparse, complex, subclasses, tensors with gaps or overlaps, traced code) goes to torch's
-own functions, which are the reference.
+Owner on the CPU: the native core; on a GPU: see grad_norm_gpu. Lists on several devices, DTensors,
+tensors with gaps and repeats on a GPU are shared out among owners: see grad_norm_parts. Under
+torch.compile the op is one node of the graph: see grad_norm_compiled. Everything else (sparse,
+complex, other subclasses, overlaps) goes to torch's own functions, which are the reference.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch.nn import utils as _torch_clip
 
 from fastclip import native
 from fastclip.ops import grad_norm_gpu as gpu
+from fastclip.ops import grad_norm_parts as parts
+from fastclip.ops.grad_norm_torch import EPS
 from fastclip.ops.tensor_list import PythonTensorList
 
 if TYPE_CHECKING:
@@ -28,9 +31,14 @@ total_norm_ref = _torch_clip.get_total_norm
 scale_ref_ = _torch_clip.clip_grads_with_norm_
 clip_ref_ = _torch_clip.clip_grad_norm_
 
-EPS = 1e-6  # torch's
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # csrc/chunk.h: DType
 _CPU = 1  # DLPack's kDLCPU
+NONFINITE = (
+    "The total norm of order {p} for gradients from `parameters` is non-finite, so it cannot be "
+    "clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
+    "`error_if_nonfinite=False`"
+)
+_NAMED = 5  # how many offending gradients an error names
 
 
 class GradList:
@@ -56,9 +64,18 @@ class GradList:
         """Whether `clip_by_` reads this norm as torch would."""
         return total_norm.device.type == "cpu"
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The tensors' promoted dtype."""
+        return _promoted(self._list.dtypes)
+
+    def exact_norm(self, p: float) -> Tensor:
+        """The unrounded p-norm of all elements: 0-d, float64."""
+        return _as_tensor(self._norm(p), torch.float64)
+
     def total_norm(self, p: float) -> Tensor:
         """The p-norm of all elements: 0-d, in the tensors' promoted dtype."""
-        return _as_tensor(self._norm(p), _promoted(self._list.dtypes))
+        return _as_tensor(self._norm(p), self.dtype)
 
     def norms(self, *orders: float) -> Tensor:
         """The norm of each tensor for each order, from one read: [orders, tensors], float64."""
@@ -70,7 +87,7 @@ class GradList:
         """Scales to at most `max_norm`; returns the norm before. Nothing is written at factor 1."""
         norm = self._norm(p)  # the factor comes from the unrounded norm
         self._scale_to(max_norm, norm)
-        return _as_tensor(norm, _promoted(self._list.dtypes))
+        return _as_tensor(norm, self.dtype)
 
     def clip_by_(self, max_norm: float, total_norm: Tensor) -> None:
         """Scales by min(1, max_norm / (total_norm + 1e-6)), for a norm known before."""
@@ -107,20 +124,47 @@ class GradList:
         torch.autograd.graph.increment_version(self._list.tensors)
 
 
-Grads: TypeAlias = GradList | gpu.GpuGrads
+Grads: TypeAlias = GradList | gpu.GpuGrads | parts.GradParts
 
 
 def collect(tensors: Iterable[Tensor], *, take_grads: bool) -> Grads | None:
-    """The tensors (with take_grads their gradients that exist), if their device has an owner."""
+    """The tensors (with take_grads their gradients that exist), if kernels have a share in them."""
     if torch.compiler.is_compiling():
         return None
     try:
-        if native.core is None:
-            return gpu.collect(PythonTensorList(tensors, take_grads), _promoted)
-        found = native.core.TensorList(tensors, take_grads)
+        return _of_one_owner(tensors, take_grads)
+    except NotImplementedError:
+        if take_grads:
+            tensors = [p.grad for p in tensors if p.grad is not None]
+        return parts.collect(list(tensors), _owner_of)
+
+
+def _of_one_owner(tensors: Iterable[Tensor], take_grads: bool) -> GradList | gpu.GpuGrads | None:
+    if native.core is None:
+        return gpu.collect(PythonTensorList(tensors, take_grads), _promoted)
+    found = native.core.TensorList(tensors, take_grads)
+    return GradList(found) if found.device[0] == _CPU else gpu.collect(found, _promoted)
+
+
+def _owner_of(tensors: list[Tensor]) -> GradList | gpu.GpuGrads | None:
+    try:
+        return _of_one_owner(tensors, take_grads=False)
     except NotImplementedError:
         return None
-    return GradList(found) if found.device[0] == _CPU else gpu.collect(found, _promoted)
+
+
+def require_finite(total: Tensor, grads: Grads, p: float) -> None:
+    """Raises torch's error, with the first offenders, where the norm is not finite.
+
+    All ranks raise; each names what it holds itself, for not all may have come this far.
+    """
+    if total.isfinite():
+        return
+    norms = grads.local_norms(p) if isinstance(grads, parts.GradParts) else grads.norms(p)
+    bad = (~norms[0].isfinite()).nonzero().flatten().tolist()
+    named = ", ".join(str(i) for i in bad[:_NAMED]) + (", ..." if len(bad) > _NAMED else "")
+    where = f". Non-finite: gradients {named} of {len(grads)}" if bad else ""
+    raise RuntimeError(NONFINITE.format(p=p) + where)
 
 
 def _as_tensor(norm: float, dtype: torch.dtype) -> Tensor:

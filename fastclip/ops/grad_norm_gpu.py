@@ -32,7 +32,7 @@ class GpuGrads:
     def __init__(self, tensors: AnyList, promoted: Callable[[int], torch.dtype]) -> None:
         self._list = tensors
         self._device = _device(*tensors.device)
-        self._dtype = promoted(tensors.dtypes)
+        self.dtype = promoted(tensors.dtypes)
         self._known: dict[float, tuple[Tensor, Tensor]] = {}  # p: the norm, rounded; unrounded
 
     def __len__(self) -> int:
@@ -47,6 +47,11 @@ class GpuGrads:
         on_host = total_norm.device.type == "cpu"
         near = on_host or total_norm.device == self._device
         return near and total_norm.numel() == 1 and total_norm.dtype in DTYPES
+
+    def exact_norm(self, p: float) -> Tensor:
+        """The unrounded p-norm of all elements: 0-d, float64."""
+        self.total_norm(p)
+        return self._known[p][1]
 
     def total_norm(self, p: float) -> Tensor:
         """The p-norm of all elements: 0-d, in the tensors' promoted dtype."""
@@ -91,7 +96,7 @@ class GpuGrads:
         return total, optimizer[0], optimizer[1]
 
     def _number(self) -> Tensor:
-        return torch.empty((), dtype=self._dtype, device=self._device)
+        return torch.empty((), dtype=self.dtype, device=self._device)
 
     def _written(self) -> None:
         self._known.clear()
