@@ -46,6 +46,19 @@ def structure_loss_forward(
     loss: Tensor,
     sums: Tensor,
 ) -> None: ...
+def structure_loss_total(
+    logits: Sequence[Tensor],
+    mask: Tensor,
+    valid: Tensor | None,
+    window: int,
+    boundary_weight: float,
+    smooth: float,
+    weighted_bce: bool,
+    factors: Sequence[float],
+    total: Tensor,
+    sums: Tensor,
+    grads: Sequence[Tensor | None],
+) -> None: ...
 def structure_loss_backward(
     grad_loss: Tensor,
     logits: Sequence[Tensor],
