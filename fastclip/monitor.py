@@ -173,7 +173,7 @@ def _gpu_if_any(tensors: Iterable[Tensor]) -> torch.device:
 
 
 def _send(number: Tensor, home: torch.device) -> Tensor:
-    return number.to(home, torch.float64, non_blocking=True)
+    return number.reshape(()).to(home, torch.float64, non_blocking=True)
 
 
 def _to_host(values: Tensor) -> tuple[Tensor, Any]:
