@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import fastclip
 from fastclip import native
@@ -174,6 +175,32 @@ def test_other_tensors_go_to_the_reference():
         torch.testing.assert_close(p.grad.norm(dim=1), torch.full((3,), 0.01 * 3**0.5))
     with pytest.raises(AttributeError, match="grad"):
         fastclip.AGC().clip_([object()])
+
+
+def test_a_gpu_is_not_waited_for():
+    """On fake tensors, which have a device and no values: reading one would raise."""
+    with FakeTensorMode():
+        parameters = [nn.Parameter(torch.ones(s, device="cuda")) for s in SHAPES]
+        for p in parameters:
+            p.grad = torch.ones_like(p)
+        fastclip.AGC().clip_(parameters)
+        with pytest.raises(DataDependentOutputException):
+            parameters[0].item()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_without_a_wait():
+    cpu = [parameter(randn(s), randn(s, seed=1)) for s in SHAPES]
+    cuda = [parameter(p.detach().cuda(), p.grad.cuda()) for p in cpu]
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        fastclip.AGC().clip_(cuda)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    fastclip.AGC().clip_(cpu)
+    for p, q in zip(cpu, cuda, strict=True):
+        torch.testing.assert_close(q.grad.cpu(), p.grad)
 
 
 @needs_native
