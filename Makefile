@@ -59,6 +59,7 @@ $(OTHER_VENV)/.ready:
 
 bench: setup
 	$(VENV)/bin/python -m pytest bench --benchmark-enable -s
+	$(VENV)/bin/python bench/plot_clip.py
 
 # On the machine's own Python: its torch, Triton, pybind11, ninja and pytest; no network.
 gpu: OUT = runs/make-gpu
