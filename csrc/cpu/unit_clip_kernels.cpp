@@ -17,6 +17,17 @@ constexpr double kHighFloor = 1e-12;
 // of a sum by 16 * 2^-24, however long the unit.
 constexpr int64_t kBlock = 64 * kLanes;
 
+// The last `left` < kLanes of n elements, the other lanes zero. Rows are short and many, and
+// load_part's copy of unknown length would take as long as the row.
+template <class T>
+FASTCLIP_INLINE f32v load_last(const T* x, int64_t n, int64_t left) {
+  if (n < kLanes) return load_part(x, n);
+  i32v lane;
+  for (int l = 0; l < kLanes; ++l) lane[l] = l;
+  const f32v all = load(x + n - kLanes);
+  return lane >= static_cast<int32_t>(kLanes - left) ? all : f32v{};
+}
+
 template <class T>
 FASTCLIP_INLINE double sum_in_floats(const T* x, int64_t n) {
   f64v total{};
@@ -37,7 +48,7 @@ FASTCLIP_INLINE double sum_in_floats(const T* x, int64_t n) {
       a += v * v;
     }
     if (i < end) {
-      const f32v v = load_part(x + i, end - i);
+      const f32v v = load_last(x, n, n - i);
       b += v * v;
       i = end;
     }
