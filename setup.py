@@ -2,7 +2,8 @@
 
 FASTCLIP_NATIVE=0 leaves the native core out; fastclip then runs on its pure-torch references.
 FASTCLIP_CUDA=0 leaves the CUDA kernels out, =1 insists on them; else they are built where nvcc is.
-FASTCLIP_SANITIZE=address,undefined (or thread) builds the CPU kernels under those sanitizers.
+FASTCLIP_SANITIZE=address,undefined (or thread) builds the CPU kernels under those sanitizers;
+thread with tests/sanitize in libgomp's place.
 """
 
 import os
@@ -19,6 +20,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 CSRC = Path(__file__).parent.resolve() / "csrc"
+SANITIZE = CSRC.parent / "tests" / "sanitize"
 NATIVE = os.environ.get("FASTCLIP_NATIVE", "1") != "0"
 X86_LEVELS = {"baseline": "", "v3": "-march=x86-64-v3", "v4": "-march=x86-64-v4"}
 
@@ -93,9 +95,11 @@ def ninja_file(output: Path) -> str:
     levels = X86_LEVELS if x86 else {"baseline": ""}
     sanitize = os.environ.get("FASTCLIP_SANITIZE", "")
     guards = f"-fsanitize={sanitize} -fno-omit-frame-pointer -g" if sanitize else ""
+    stand_ins = sorted(SANITIZE.glob("*.cpp")) if sanitize == "thread" else []
     flags = " ".join(
         [
-            "-std=c++17 -O3 -fPIC -fopenmp -fvisibility=hidden -Wall -Wextra -Werror=return-type",
+            f"-std=c++17 {'-O1' if sanitize else '-O3'} -fPIC -fopenmp -fvisibility=hidden",
+            "-Wall -Wextra -Werror=return-type",
             "-fno-math-errno -fno-trapping-math -ffp-contract=fast -Wno-psabi",
             "-Wno-unknown-pragmas -Wno-unused-function -Wno-ignored-attributes",
             "-Wno-maybe-uninitialized",  # GCC 12's own AVX-512 headers
@@ -104,7 +108,7 @@ def ninja_file(output: Path) -> str:
             guards,
         ]
     )
-    link = f"$cxx -shared -fopenmp {guards or '-s'} $in -o $out"
+    link = f"$cxx -shared {'' if stand_ins else '-fopenmp'} {guards or '-s'} $in -o $out"
     if cuda is not None:  # nvcc knows where its static runtime lies
         host_flags = ",".join(["-fopenmp", *(guards.split() or ["-s"])])
         link = f"{cuda} -shared -cudart static -ccbin $host_cxx -Xcompiler {host_flags}"
@@ -124,7 +128,7 @@ def ninja_file(output: Path) -> str:
         *(cuda_rule(cuda) if cuda else []),
     ]
     objects = []
-    for source in sorted(CSRC.glob("**/*.cpp")):
+    for source in [*sorted(CSRC.glob("**/*.cpp")), *stand_ins]:
         per_level = source.stem.endswith("_kernels")
         for name, level in levels.items() if per_level else [("", "")]:
             objects.append(f"{source.stem}{'.' + name if name else ''}.o")

@@ -8,6 +8,8 @@
 #include "cpu/grad_norm.h"
 #include "cpu/isa.h"
 #include "cpu/structure_loss.h"
+#include "cpu/unit_clip.h"
+#include "python_error.h"
 
 namespace fastclip {
 namespace {
@@ -115,6 +117,38 @@ void scale_grads(const TensorList& list, double factor) {
   require(list.on_cpu(), "tensors must be on the CPU");
   py::gil_scoped_release unlocked;
   cpu::scale_grads(list, factor);
+}
+
+py::tuple clip_units(const py::sequence& parameters, double clipping, double eps) {
+  const py::tuple items(parameters);  // a snapshot: other threads may change a list
+  cpu::UnitClip clip({clipping, eps});
+  py::list grads, rest, written;
+  for (py::handle parameter : items) {
+    PyObject* found = grad_of(parameter.ptr());
+    if (found == nullptr) throw PythonError{};
+    const py::object grad = py::reinterpret_steal<py::object>(found);
+    if (grad.is_none()) continue;
+    bool taken = false;
+    try {
+      taken = clip.add(view_of(parameter.ptr()), view_of(found));
+    } catch (const Unsupported&) {
+    }
+    if (taken) {
+      grads.append(grad);
+    } else {
+      rest.append(parameter);
+    }
+  }
+  if (clip.overlaps()) return py::make_tuple(written, items);
+  std::vector<bool> is_written;
+  {
+    py::gil_scoped_release unlocked;
+    is_written = clip.run();
+  }
+  for (size_t i = 0; i < is_written.size(); ++i) {
+    if (is_written[i]) written.append(grads[i]);
+  }
+  return py::make_tuple(written, rest);
 }
 
 py::list tensors_of(const TensorList& list) {

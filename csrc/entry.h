@@ -19,6 +19,10 @@ void grad_norms(const TensorList& list, const std::vector<double>& orders, py::h
 
 void scale_grads(const TensorList& list, double factor);
 
+// Adaptive gradient clipping: (the gradients that were scaled, the parameters left to the
+// reference).
+py::tuple clip_units(const py::sequence& parameters, double clipping, double eps);
+
 py::list tensors_of(const TensorList& list);
 
 // loss[heads, B, C] (the logits' real type) and sums[heads, B, C, 4] (float64) are written.

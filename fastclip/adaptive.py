@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastclip.clip import _number, clip_grads_with_norm_, get_total_norm
+from fastclip.ops.unit_clip import clip_units_
 
 
 class _FollowsTheNorm:
@@ -136,25 +137,19 @@ class AGC:
             raise ValueError(f"clipping must be > 0 and eps >= 0, got {clipping!r}, {eps!r}")
         self.clipping, self.eps = clipping, eps
 
-    @torch.no_grad()
     def clip_(self, parameters: Iterable[Tensor]) -> None:
-        """Clips the gradients in place, without waiting for a GPU."""
-        for p in parameters:
-            if p.grad is None:
-                continue
-            limit = self.clipping * _unit_norms(p).clamp(min=self.eps)
-            factor = (limit / _unit_norms(p.grad).clamp(min=1e-6)).clamp(max=1.0)
-            p.grad.mul_(factor.to(p.grad.dtype))
+        """Clips the gradients in place, without waiting for a GPU.
+
+        On the CPU all of them in one call that reads weights and gradients once and writes only
+        units that are clipped; elsewhere in a few torch calls for each parameter.
+
+        Args:
+            parameters: of any shape and floating dtype; those without a gradient are skipped.
+        """
+        clip_units_(parameters, self.clipping, self.eps)
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to load: the limit depends on the weights alone."""
-
-
-def _unit_norms(x: Tensor) -> Tensor:
-    x = x.detach().float() if x.dtype in (torch.float16, torch.bfloat16) else x.detach()
-    if x.ndim <= 1:
-        return torch.linalg.vector_norm(x)
-    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)

@@ -100,9 +100,11 @@ def norms_of(tensors: Sequence[Tensor], *orders: float) -> Tensor:
     values = op.collect(tensors, take_grads=False)
     if values is not None and all(values.has_norm(p) for p in orders):
         return values.norms(*orders)
-    home = tensors[0].device
+    # On several devices they meet on a GPU: a copy to it is queued, one from it would wait.
+    home = next((t.device for t in tensors if t.device.type != "cpu"), tensors[0].device)
     rows = [
-        [torch.linalg.vector_norm(t, p).to(home, torch.float64) for t in tensors] for p in orders
+        [torch.linalg.vector_norm(t, p).to(home, torch.float64, non_blocking=True) for t in tensors]
+        for p in orders
     ]
     return torch.stack([torch.stack(row) for row in rows])
 

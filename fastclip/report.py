@@ -8,7 +8,7 @@ from importlib import metadata
 import torch
 
 from fastclip import native
-from fastclip.ops import grad_norm, structure_loss
+from fastclip.ops import grad_norm, structure_loss, unit_clip
 
 
 def report() -> str:
@@ -21,7 +21,7 @@ def report() -> str:
         f"gpu: {cuda}",
         "",
     ]
-    for op in (grad_norm, structure_loss):
+    for op in (grad_norm, structure_loss, unit_clip):
         for device in ("cpu", "cuda"):
             implementation, reason = op.owner(device)
             because = f"  (fallback: {reason})" if reason else ""
