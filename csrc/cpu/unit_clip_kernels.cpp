@@ -1,65 +1,18 @@
 // Compiled once per instruction-set level: see isa.h for the rule that goes with it.
 #include "unit_clip_kernels.h"
 
-#include "simd.h"
+#include "sums.h"
 
 namespace fastclip::cpu::FASTCLIP_ISA {
 namespace {
 
-// Sums of squares outside these bounds are taken again in a wider type; but not small ones where
-// the norm has a floor far above them, as it has by default: units of zeros would all be read
-// again.
-constexpr double kFloatLow = 1e-25, kFloatHigh = 1e38;
-constexpr double kDoubleLow = 1e-290, kDoubleHigh = 1e300;
+// Small sums are not taken again, as those outside sums.h's bounds are, where the norm has a floor
+// far above them, as it has by default: units of zeros would all be read again.
 constexpr double kHighFloor = 1e-12;
-
-// float32 lanes are emptied into double after this many elements, which bounds the rounding error
-// of a sum by 16 * 2^-24, however long the unit.
-constexpr int64_t kBlock = 64 * kLanes;
-
-// The last `left` < kLanes of n elements, the other lanes zero. Rows are short and many, and
-// load_part's copy of unknown length would take as long as the row.
-template <class T>
-FASTCLIP_INLINE f32v load_last(const T* x, int64_t n, int64_t left) {
-  if (n < kLanes) return load_part(x, n);
-  i32v lane;
-  for (int l = 0; l < kLanes; ++l) lane[l] = l;
-  const f32v all = load(x + n - kLanes);
-  return lane >= static_cast<int32_t>(kLanes - left) ? all : f32v{};
-}
-
-template <class T>
-FASTCLIP_INLINE double sum_in_floats(const T* x, int64_t n) {
-  f64v total{};
-  int64_t i = 0;
-  while (i < n) {
-    const int64_t end = i + kBlock < n ? i + kBlock : n;
-    f32v a{}, b{}, c{}, d{};
-    for (; i + 4 * kLanes <= end; i += 4 * kLanes) {
-      const f32v v0 = load(x + i), v1 = load(x + i + kLanes);
-      const f32v v2 = load(x + i + 2 * kLanes), v3 = load(x + i + 3 * kLanes);
-      a += v0 * v0;
-      b += v1 * v1;
-      c += v2 * v2;
-      d += v3 * v3;
-    }
-    for (; i + kLanes <= end; i += kLanes) {
-      const f32v v = load(x + i);
-      a += v * v;
-    }
-    if (i < end) {
-      const f32v v = load_last(x, n, n - i);
-      b += v * v;
-      i = end;
-    }
-    total += __builtin_convertvector((a + b) + (c + d), f64v);
-  }
-  return sum_lanes(total);
-}
 
 template <class T>
 FASTCLIP_INLINE long double sum_squares(const T* x, int64_t n, double floor) {
-  const double sum = sum_in_floats(x, n);
+  const double sum = sum_of<Square>(x, n);
   if (sum <= kFloatHigh && (sum >= kFloatLow || floor >= kHighFloor)) return sum;
   f64v wide{};  // the square of any float fits
   for (int64_t i = 0; i < n; i += kLanes) {
@@ -71,37 +24,11 @@ FASTCLIP_INLINE long double sum_squares(const T* x, int64_t n, double floor) {
 }
 
 FASTCLIP_INLINE long double sum_squares(const double* x, int64_t n, double floor) {
-  f64v lanes{};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const f64v v = load_raw<f64v>(x + i);
-    lanes += v * v;
-  }
-  double total = sum_lanes(lanes);
-  for (; i < n; ++i) total += x[i] * x[i];
+  const double total = sum_of<Square>(x, n);
   if (total <= kDoubleHigh && (total >= kDoubleLow || floor >= kHighFloor)) return total;
   long double wide = 0;
-  for (i = 0; i < n; ++i) wide += (long double)x[i] * x[i];
+  for (int64_t i = 0; i < n; ++i) wide += (long double)x[i] * x[i];
   return wide;
-}
-
-template <class T>
-FASTCLIP_INLINE void scale(T* x, int64_t n, double factor) {
-  int64_t i = 0;
-  if (factor != 0 && factor < 1.2e-38) {  // float32 would round it to a few bits
-    for (; i < n; ++i) {
-      const double product = load_part(x + i, 1)[0] * factor;
-      store_part(x + i, splat((float)product), 1);
-    }
-    return;
-  }
-  const f32v f = splat((float)factor);
-  for (; i + kLanes <= n; i += kLanes) store(x + i, load(x + i) * f);
-  if (i < n) store_part(x + i, load_part(x + i, n - i) * f, n - i);
-}
-
-FASTCLIP_INLINE void scale(double* x, int64_t n, double factor) {
-  for (int64_t i = 0; i < n; ++i) x[i] *= factor;
 }
 
 template <class T>

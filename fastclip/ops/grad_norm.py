@@ -33,6 +33,7 @@ clip_ref_ = _torch_clip.clip_grad_norm_
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # csrc/chunk.h: DType
 _CPU = 1  # DLPack's kDLCPU
+_FITS_ALL = 65504.0  # the largest float16
 NONFINITE = (
     "The total norm of order {p} for gradients from `parameters` is non-finite, so it cannot be "
     "clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
@@ -168,7 +169,10 @@ def require_finite(total: Tensor, grads: Grads, p: float) -> None:
 
 
 def _as_tensor(norm: float, dtype: torch.dtype) -> Tensor:
-    return torch.scalar_tensor(norm, dtype=dtype, device="cpu")
+    if norm < _FITS_ALL:
+        return torch.scalar_tensor(norm, dtype=dtype, device="cpu")
+    # A norm past the dtype's range is infinite, where a conversion of the number would raise.
+    return torch.tensor(norm, dtype=torch.float64, device="cpu").to(dtype)
 
 
 @functools.cache
