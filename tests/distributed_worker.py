@@ -203,6 +203,28 @@ def check_with_a_grad_scaler():
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
 
 
+def check_ddp_training():
+    """Three clipped steps on a share of the batch each are three on the whole of it."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(0)
+    batch, weights = torch.randn(3, 4 * world, 6), None
+    for wrapped in (True, False):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))
+        run = nn.parallel.DistributedDataParallel(model) if wrapped else model
+        clip_ = fastclip.clip_grad_norm_ if wrapped else nn.utils.clip_grad_norm_
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        for x in batch:
+            optimizer.zero_grad()
+            share = x[4 * rank : 4 * rank + 4] if wrapped else x
+            run(share).square().mean().backward()
+            assert clip_(run.parameters(), 0.05) > 0.05
+            optimizer.step()
+        found = [p.detach().clone() for p in model.parameters()]
+        weights = found if weights is None else weights
+    torch.testing.assert_close(weights, found)
+
+
 CHECKS = sorted(name for name in dict(globals()) if name.startswith("check_"))
 
 
