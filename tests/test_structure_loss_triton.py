@@ -185,7 +185,7 @@ class TestOnAGpu:
         leaves = [x.requires_grad_() for x in xs]
 
         def step():
-            loss = fastclip.structure_loss(leaves, m)
+            loss = fastclip.structure_loss(leaves, m, head_weights=(0.5, 0.3, 0.2))
             return loss, *torch.autograd.grad(loss, leaves)
 
         side = torch.cuda.Stream()

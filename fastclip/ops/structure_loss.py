@@ -96,8 +96,12 @@ def structure_loss_total(
     if not isinstance(weights, Tensor) and cpu.takes(logits, mask, valid):
         return cpu.total(logits, mask, valid, [w / count for w in weights], *options)
     loss = structure_loss(logits, mask, valid, *options)
-    factors = torch.as_tensor(weights, dtype=loss.dtype, device=loss.device)
-    return (loss * factors[:, None, None]).sum() / count
+    if isinstance(weights, Tensor):
+        return (loss * weights.to(loss)[:, None, None]).sum() / count
+    if all(w == 1 for w in weights):
+        return loss.sum() / count
+    each = loss.sum((1, 2)).unbind()  # numbers, not a tensor: no copy that a graph cannot capture
+    return torch.stack([w * total for w, total in zip(weights, each, strict=True)]).sum() / count
 
 
 def owner(device: str) -> tuple[str, str]:
