@@ -28,7 +28,7 @@ def clip_grads_in_step_(
     GradScaler or the user, is divided out of the norm and multiplied into the factor.
 
     Args:
-        optimizer: AdamW, Adam, SGD or Adagrad with ``fused=True``.
+        optimizer: AdamW, Adam or SGD with ``fused=True``, and Adagrad (not torch 2.11's).
         max_norm, norm_type, error_if_nonfinite: as in :func:`fastclip.clip_grad_norm_`.
 
     Returns:
@@ -41,7 +41,8 @@ def clip_grads_in_step_(
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         raise ValueError(
             f"{type(optimizer).__name__} takes no gradient factor in its step: build it with "
-            "fused=True (AdamW, Adam, SGD, Adagrad), or call fastclip.clip_grad_norm_ before step()"
+            "fused=True (AdamW, Adam, SGD, and Adagrad after torch 2.11), or call "
+            "fastclip.clip_grad_norm_ before step()"
         )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     limit, p = clip._number("max_norm", max_norm), clip._number("norm_type", norm_type)

@@ -21,6 +21,13 @@ FUSED = {
 }
 
 
+def fused(name, parameters):
+    optimizer = FUSED[name](parameters)
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        pytest.skip(f"this torch's fused {name} takes no gradient factor")
+    return optimizer
+
+
 def model() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 1))
@@ -42,7 +49,7 @@ def close(a: nn.Module, b: nn.Module) -> None:
 @pytest.mark.parametrize("order", [1.0, 2.0, math.inf])
 def test_ten_steps_equal_clip_then_step(kind, limit, order):
     one, two = model(), model()
-    first, second = FUSED[kind](one.parameters()), FUSED[kind](two.parameters())
+    first, second = fused(kind, one.parameters()), fused(kind, two.parameters())
     for step in range(10):
         backward(one, step)
         backward(two, step)
@@ -59,7 +66,7 @@ def test_ten_steps_equal_clip_then_step(kind, limit, order):
 @pytest.mark.parametrize("kind", FUSED)
 def test_a_norm_that_is_not_finite_skips_the_step(kind):
     net = model()
-    optimizer = FUSED[kind](net.parameters())
+    optimizer = fused(kind, net.parameters())
     backward(net, 0)
     fastclip.clip_grads_in_step_(optimizer, 1.0)
     before = copy.deepcopy(net)

@@ -69,7 +69,7 @@ def clip_with_norm_(
 
 def _for_the_op(tensors: Sequence[Tensor]) -> bool:
     """Strided plain tensors; DTensors and other subclasses are traced through torch's functions."""
-    return bool(tensors) and all(
+    return len(tensors) > 0 and all(
         type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided for t in tensors
     )
 
