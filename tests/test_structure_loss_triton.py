@@ -105,18 +105,6 @@ def compiled(kernel, args, constants, arch):
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-def resources(binary, path):
-    """Registers a thread, and bytes that it spills, as the assembler reports them."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    path.write_bytes(binary.asm["cubin"])
-    done = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", done.stdout + done.stderr)
-    assert found, done
-    return int(found[1]), int(found[2]) + int(found[3])
-
-
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 KINDS = {  # shape, logits, mask, heads, valid, window
     "bf16": ((16, 1, 352, 352), BF16, torch.uint8, 3, None, 31),
@@ -134,9 +122,11 @@ KINDS = {  # shape, logits, mask, heads, valid, window
 @pytest.mark.parametrize("arch", [80, 90, 100])
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiles_without_spills(kind, arch, monkeypatch, tmp_path):
+    from cubin import usage
+
     for kernel, args, constants in recorded(monkeypatch, *KINDS[kind]):
         binary = compiled(kernel, args, constants, arch)
-        registers, spilled = resources(binary, tmp_path / "kernel.cubin")
+        registers, spilled = usage(binary, tmp_path)
         shared = binary.metadata.shared
         name = kernel.__name__
         print(f"sm_{arch} {kind:<5} {name:<12} {registers:>3} registers, {shared} B shared")
