@@ -131,3 +131,12 @@ def test_norm_of_norms_stays_in_range(p, value):
 def test_torchs_owner_stays_in_float64s_range(value, p):
     found = TorchGrads([torch.full((4,), -value, dtype=torch.float64)]).norms(p).item()
     assert found == pytest.approx(value * (1.0 if math.isinf(p) else 4 ** (1 / p)), rel=1e-12)
+
+
+def test_a_subnormal_factor_keeps_its_bits_beside_gaps():
+    dense, gaps = parameter(torch.tensor([1.5e37])), parameter((1000 * torch.randn(9))[::2])
+    old = gaps.grad.double()
+    norm = fastclip.clip_grad_norm_([dense, gaps], 1e-4)
+    expected = old * (1e-4 / norm.double())
+    ulp = torch.finfo(torch.float32).smallest_normal * torch.finfo(torch.float32).eps
+    assert ((gaps.grad.double() - expected).abs() <= 1e-6 * expected.abs() + ulp).all()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 EPS = 1e-6  # torch's
+SMALLEST_NORMAL = torch.finfo(torch.float32).smallest_normal
 LARGEST_UNSCALED_ORDER = 4.0  # float32's numbers to this power are normal ones of float64
 
 
@@ -50,7 +51,11 @@ class TorchGrads:
 
     @torch.no_grad()
     def scale_(self, factor: Tensor) -> None:
-        torch._foreach_mul_(self._tensors, factor)
+        if factor.device.type == "cpu" and 0 < abs(factor) < SMALLEST_NORMAL:
+            for tensor in self._tensors:  # as a float32 the factor would keep a few bits
+                tensor.copy_(tensor.double() * factor)
+        else:
+            torch._foreach_mul_(self._tensors, factor)
 
 
 def norm_of(norms: Tensor, p: float) -> Tensor:
