@@ -147,3 +147,30 @@ def bench_window(window, benchmark):
     )
     measure.save("structure_loss_cpu", rows)
     benchmark(run)
+
+
+def bench_threads(benchmark):
+    """One thread against all that torch was given."""
+    heads, mask = scene((16, 1, 192, 256), 3, torch.float32)
+    run = step(lambda x, m: fastclip.structure_loss(x, m), heads, mask)
+    most = torch.get_num_threads()
+
+    def on(threads: int) -> Callable[[], None]:
+        def call() -> None:
+            torch.set_num_threads(threads)
+            run()
+
+        return call
+
+    variants = {f"fastclip, {n} threads": on(n) for n in sorted({1, most})}
+    medians = measure.interleaved_ms(variants, 40)
+    torch.set_num_threads(most)
+    rows = measure.rows(
+        "structure_loss",
+        "3 heads, 16x1x192x256",
+        "float32",
+        medians,
+        baseline="fastclip, 1 threads",
+    )
+    measure.save("structure_loss_cpu", rows)
+    benchmark(run)
