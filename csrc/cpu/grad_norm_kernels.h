@@ -28,7 +28,7 @@ struct NormOrder {
 FASTCLIP_DECLARE(void reduce_chunks(const Tasks& tasks, const NormOrder* orders,
                                     int64_t order_count, long double* partial))
 
-// x *= factor over all chunks, last task first: its end is what the caches still hold.
+// x *= factor over all chunks, each thread's last first: that is what its caches still hold.
 FASTCLIP_DECLARE(void scale_chunks(const Tasks& tasks, double factor))
 
 }  // namespace fastclip::cpu
