@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kChunkBytes =
     256 * 1024;                             // a chunk stays in L2 between a first and a second look
-constexpr int64_t kTaskBytes = 128 * 1024;  // a task is worth a thread's trip to the queue
+constexpr int64_t kTaskBytes = 128 * 1024;  // a task is the least that a thread gets
 constexpr int64_t kChunkOverheadBytes = 512;  // what starting a chunk costs, in bytes of reading
 constexpr size_t kAhead = 6;                  // tensors whose memory is on its way
 

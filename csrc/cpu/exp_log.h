@@ -2,7 +2,8 @@
 //
 // With AVX-512 a permutation of registers is a table of 16 or 32 entries, and polynomials of degree
 // three do; below it they are of degree six and nine. The largest relative errors over all floats:
-// exp 1.3e-7 for a < 20 and 3.2e-7 at the end, log1p 3e-7. Internal linkage: see the rule in isa.h.
+// exp 1.3e-7 for a < 20 and 3.2e-7 at the end, log1p 3.6e-7. Internal linkage: see the rule in
+// isa.h.
 #pragma once
 
 #include <math.h>
