@@ -1,5 +1,6 @@
 // The part of DLPack's C exchange API (DLPack 1.3) that fastclip reads: how torch hands a tensor's
-// pointer, dtype, shape and stream to native code without either side knowing the other's headers.
+// pointer, dtype, shape and stream to native code, and takes a tensor back, without either side
+// knowing the other's headers.
 // Source: the DLPack specification, https://dmlc.github.io/dlpack/latest/c_api.html
 #pragma once
 
@@ -37,6 +38,15 @@ struct Version {
   uint32_t minor;
 };
 
+// A tensor that owns its memory, or shares in owning it, until `deleter` is called with it.
+struct ManagedTensor {
+  Version version;
+  void* context;
+  void (*deleter)(ManagedTensor* self);
+  uint64_t flags;
+  Tensor tensor;
+};
+
 struct ExchangeHeader {
   Version version;
   ExchangeHeader* previous;
@@ -47,7 +57,7 @@ struct ExchangeApi {
   ExchangeHeader header;
   void* managed_tensor_allocator;
   void* managed_tensor_from_py_object_no_sync;
-  void* managed_tensor_to_py_object_no_sync;
+  int (*managed_tensor_to_py_object_no_sync)(ManagedTensor* tensor, void** out);
   int (*dltensor_from_py_object_no_sync)(void* py_object, Tensor* out);
   int (*current_work_stream)(DeviceType type, int32_t id, void** out);
 };

@@ -1,48 +1,27 @@
-// What Python calls: arguments are checked here, the GIL is released here, kernels are called here.
+// What Python calls lies in entry_<op>.cpp: arguments are checked there, the GIL is released there,
+// kernels are called there. This is what they share.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
-#include <vector>
+#include <string>
 
-#include "tensor_list.h"
+#include "tensor_view.h"
 
 namespace fastclip {
 
 namespace py = pybind11;
 
-// The norm of all elements.
-double grad_norm(const TensorList& list, double p);
+// ValueError with this message unless the condition holds.
+void require(bool condition, const std::string& message);
 
-// The norm of each tensor for each order, into `norms` (float64, [orders, tensors]).
-void grad_norms(const TensorList& list, const std::vector<double>& orders, py::handle norms);
+// A contiguous tensor on the CPU.
+TensorView cpu_view(py::handle object, const char* name);
 
-void scale_grads(const TensorList& list, double factor);
+// That, of this dtype and size.
+TensorView numbers(py::handle object, const char* name, DType dtype, int64_t numel);
 
-// Adaptive gradient clipping: (the gradients that were scaled, the parameters left to the
-// reference).
-py::tuple clip_units(const py::sequence& parameters, double clipping, double eps);
-
-py::list tensors_of(const TensorList& list);
-
-// loss[heads, B, C] (the logits' real type) and sums[heads, B, C, 4] (float64) are written.
-void structure_loss_forward(const py::sequence& logits, py::handle mask, py::handle valid,
-                            int64_t window, double boundary_weight, double smooth,
-                            bool weighted_bce, py::handle loss, py::handle sums);
-
-// total (0-d, the logits' real type) = the sum of factors[head] * loss, and sums as above. With
-// `grads` (a tensor or None for each head; float32 logits only) also d total / d logits.
-void structure_loss_total(const py::sequence& logits, py::handle mask, py::handle valid,
-                          int64_t window, double boundary_weight, double smooth, bool weighted_bce,
-                          const std::vector<double>& factors, py::handle total, py::handle sums,
-                          const py::sequence& grads);
-
-void structure_loss_backward(py::handle grad_loss, const py::sequence& logits, py::handle mask,
-                             py::handle valid, py::handle sums, int64_t window,
-                             double boundary_weight, double smooth, bool weighted_bce,
-                             const py::sequence& grads);
-
-// {"isa": ..., "threads": ..., "cuda": ...}
+// {"isa": ..., "threads": ...}
 py::dict build_info();
 
 }  // namespace fastclip

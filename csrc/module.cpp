@@ -3,6 +3,9 @@
 
 #include "entry.h"
 #include "entry_cuda.h"
+#include "entry_grad_norm.h"
+#include "entry_structure_loss.h"
+#include "entry_unit_clip.h"
 #include "python_error.h"
 #include "tensor_list.h"
 #include "tensor_view.h"
@@ -26,12 +29,12 @@ PYBIND11_MODULE(_native, m) {
            py::arg("tensors"), py::arg("take_grads"))
       .def("__len__", [](const TensorList& list) { return list.tensors().size(); })
       .def_property_readonly("dtypes", &TensorList::dtypes)
-      .def_property_readonly("has_empty", &TensorList::has_empty)
+      .def("has_norm", &TensorList::has_norm)
       .def_property_readonly("device", &fastclip::device_of)
       .def("addresses", &fastclip::addresses_of)
       .def_property_readonly("tensors", &fastclip::tensors_of);
-  m.def("bind_tensor_types", [](py::handle tensor, py::handle parameter) {
-    fastclip::bind_tensor_types(tensor.ptr(), parameter.ptr());
+  m.def("bind_torch", [](py::handle tensor, py::handle parameter, py::handle increment_version) {
+    fastclip::bind_torch(tensor.ptr(), parameter.ptr(), increment_version.ptr());
   });
   m.def("build_info", &fastclip::build_info);
   m.def("cuda_why_not", &fastclip::cuda_why_not);
@@ -41,6 +44,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("grad_norm", &fastclip::grad_norm);
   m.def("grad_norms", &fastclip::grad_norms);
   m.def("scale_grads", &fastclip::scale_grads);
+  m.def("clip_grads", &fastclip::clip_grads);
   m.def("clip_units", &fastclip::clip_units);
   m.def("structure_loss_forward", &fastclip::structure_loss_forward);
   m.def("structure_loss_total", &fastclip::structure_loss_total);

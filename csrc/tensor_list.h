@@ -31,7 +31,8 @@ class TensorList {
   const std::vector<int64_t>& tasks() const { return tasks_; }
   // Bit DType of each dtype present.
   uint32_t dtypes() const { return dtypes_; }
-  bool has_empty() const { return has_empty_; }
+  // Whether the kernels define the norm of order p for these tensors as torch does.
+  bool has_norm(double p) const;
   int64_t bytes() const { return bytes_; }
   // Whether two tensors start at one address: scaled at the same time, one product would be lost.
   bool has_repeats() const;

@@ -12,6 +12,7 @@ namespace {
 const dlpack::ExchangeApi* g_api = nullptr;
 PyTypeObject* g_tensor_type = nullptr;
 PyTypeObject* g_parameter_type = nullptr;
+PyObject* g_increment_version = nullptr;
 PyGetSetDef* g_grad = nullptr;  // of TensorBase, unless Python code has put another in its way
 
 DType dtype_of(dlpack::DataType dtype) {
@@ -26,9 +27,18 @@ DType dtype_of(dlpack::DataType dtype) {
   throw Unsupported("a dtype that no kernel reads");
 }
 
+// What a tensor of one number owns.
+struct Number {
+  dlpack::ManagedTensor managed;
+  union {
+    float f32;
+    double f64;
+  };
+};
+
 }  // namespace
 
-void bind_tensor_types(PyObject* tensor_type, PyObject* parameter_type) {
+void bind_torch(PyObject* tensor_type, PyObject* parameter_type, PyObject* increment_version) {
   PyObject* capsule = PyObject_GetAttrString(tensor_type, "__dlpack_c_exchange_api__");
   if (capsule == nullptr) {
     PyErr_Clear();
@@ -54,8 +64,10 @@ void bind_tensor_types(PyObject* tensor_type, PyObject* parameter_type) {
     g_grad = reinterpret_cast<PyGetSetDescrObject*>(grad)->d_getset;
   }
   Py_DECREF(grad);
-  Py_INCREF(tensor_type);  // kept for the life of the process
+  g_increment_version = increment_version;
+  Py_INCREF(tensor_type);  // all kept for the life of the process
   Py_INCREF(parameter_type);
+  Py_INCREF(increment_version);
 }
 
 PyObject* grad_of(PyObject* object) {
@@ -85,6 +97,36 @@ TensorView view_of(PyObject* object) {
   view.numel = std::accumulate(tensor.shape, tensor.shape + tensor.ndim, int64_t{1},
                                [](int64_t a, int64_t b) { return a * b; });
   return view;
+}
+
+void mark_written(PyObject* tensors) {
+  PyObject* none = PyObject_CallOneArg(g_increment_version, tensors);
+  if (none == nullptr) throw PythonError{};
+  Py_DECREF(none);
+}
+
+PyObject* new_number(double value, DType dtype) {
+  const bool is_double = dtype == DType::kF64;
+  auto* number = new Number{};
+  number->managed.version = {1, 0};
+  number->managed.deleter = [](dlpack::ManagedTensor* self) {
+    delete reinterpret_cast<Number*>(self);
+  };
+  dlpack::Tensor& tensor = number->managed.tensor;
+  tensor.device = {dlpack::kCPU, 0};
+  tensor.dtype = {dlpack::kFloat, static_cast<uint8_t>(is_double ? 64 : 32), 1};
+  if (is_double) {
+    number->f64 = value;
+    tensor.data = &number->f64;
+  } else {
+    number->f32 = static_cast<float>(value);
+    tensor.data = &number->f32;
+  }
+  void* object = nullptr;
+  if (g_api->managed_tensor_to_py_object_no_sync(&number->managed, &object) != 0) {
+    throw PythonError{};
+  }
+  return static_cast<PyObject*>(object);
 }
 
 void* current_stream(dlpack::Device device) {

@@ -41,8 +41,9 @@ struct TensorView {
   bool is_dense() const;
 };
 
-// Tells this module which Python types are plain tensors. Called once, by fastclip's Python side.
-void bind_tensor_types(PyObject* tensor_type, PyObject* parameter_type);
+// Tells this module which Python types are plain tensors, and torch's increment_version(tensors).
+// Called once, by fastclip's Python side.
+void bind_torch(PyObject* tensor_type, PyObject* parameter_type, PyObject* increment_version);
 
 // A new reference to object.grad, or null with the Python exception set. For a plain tensor torch's
 // getter is called without the attribute's look-up: a third of the time of a thousand gradients.
@@ -51,6 +52,12 @@ PyObject* grad_of(PyObject* object);
 // Views an exact torch.Tensor or nn.Parameter. Throws Unsupported for subclasses, layouts without
 // storage (sparse, meta) and dtypes that no kernel reads. The view is valid while `object` lives.
 TensorView view_of(PyObject* object);
+
+// Moves the versions of these tensors (a list), so that autograd sees that they were written.
+void mark_written(PyObject* tensors);
+
+// A new CPU tensor, 0-d, of float32 or float64. torch.scalar_tensor takes 15 us more when cold.
+PyObject* new_number(double value, DType dtype);
 
 // The stream that torch queues work on now, for this device and thread.
 void* current_stream(dlpack::Device device);

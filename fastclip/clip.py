@@ -62,14 +62,7 @@ def clip_grad_norm_(
     limit, p = _number("max_norm", max_norm), _number("norm_type", norm_type)
     if torch.compiler.is_compiling():
         return compiled.clip_(parameters, limit, p, error_if_nonfinite, foreach)
-    grads = op.collect(parameters, take_grads=True)
-    if grads is None or not grads.has_norm(p):
-        return op.clip_ref_(parameters, limit, p, error_if_nonfinite, foreach)
-    if not len(grads):
-        return torch.tensor(0.0)
-    if error_if_nonfinite:
-        op.require_finite(grads.total_norm(p), grads, p)
-    return grads.clip_(limit, p)
+    return op.clip_(parameters, limit, p, error_if_nonfinite, foreach)
 
 
 def get_total_norm(
@@ -87,15 +80,7 @@ def get_total_norm(
     p = _number("norm_type", norm_type)
     if torch.compiler.is_compiling():
         return compiled.total_norm(tensors, p, error_if_nonfinite, foreach)
-    values = op.collect(tensors, take_grads=False)
-    if values is None or not values.has_norm(p):
-        return op.total_norm_ref(tensors, p, error_if_nonfinite, foreach)
-    if not len(values):
-        return torch.tensor(0.0)
-    total = values.total_norm(p)
-    if error_if_nonfinite:
-        op.require_finite(total, values, p)
-    return total
+    return op.total_norm(tensors, p, error_if_nonfinite, foreach)
 
 
 def clip_grads_with_norm_(

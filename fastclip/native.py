@@ -16,7 +16,7 @@ def _load() -> tuple[ModuleType | None, str]:
     except ImportError as error:
         return None, f"this install has no native core ({error})"
     try:
-        _native.bind_tensor_types(torch.Tensor, torch.nn.Parameter)
+        _native.bind_torch(torch.Tensor, torch.nn.Parameter, torch.autograd.graph.increment_version)
     except RuntimeError as error:
         return None, str(error)
     return _native, ""

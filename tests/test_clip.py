@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import pickle
 import warnings
 
 import pytest
@@ -337,6 +338,28 @@ def test_under_no_grad_and_inference_mode():
     for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
         with mode():
             check_clip([torch.tensor([3.0, 4.0])], 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_norm_can_be_used_as_torchs(dtype):
+    def uses(module):
+        p = parameter(torch.full((4,), 2.0, dtype=dtype))
+        norm = module.clip_grad_norm_([p], 1e9)
+        assert torch.equal(pickle.loads(pickle.dumps(norm)), copy.deepcopy(norm))
+        weight = torch.ones((), dtype=dtype, requires_grad=True)
+        (weight * norm).backward()
+        with torch.inference_mode():
+            inference = module.clip_grad_norm_([p], 1e9)
+        norm.add_(1).share_memory_()
+        facts = (norm.dtype, norm.is_leaf, norm._version, norm.stride(), inference.is_inference())
+        return weight.grad.item(), norm.resize_(1).numpy().tolist(), facts
+
+    assert uses(fastclip) == uses(nn.utils) == (4.0, [5.0], (dtype, True, 1, (), True))
+
+
+def test_the_norm_is_on_the_cpu_whatever_the_default_device():
+    with torch.device("meta"):
+        assert fastclip.get_total_norm([torch.ones(4, device="cpu")]).item() == 2
 
 
 def test_a_gradient_with_history_is_written_in_place():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -74,11 +75,12 @@ def test_python_and_native_lists_agree():
     tensors = [torch.ones(n, dtype=dtype) for n, dtype in [(5, torch.float16), (70, torch.float64)]]
     ours, theirs = PythonTensorList(tensors, False), native.core.TensorList(tensors, False)
     assert ours.addresses() == theirs.addresses()
-    assert (ours.dtypes, ours.device, ours.has_empty) == (
-        theirs.dtypes,
-        theirs.device,
-        theirs.has_empty,
-    )
+    assert (ours.dtypes, ours.device) == (theirs.dtypes, theirs.device)
+    empty = [torch.empty(0)]
+    ours_empty, theirs_empty = PythonTensorList(empty, False), native.core.TensorList(empty, False)
+    for p in (0.0, 1.0, 2.0, math.inf, -math.inf, math.nan, 0.5):
+        assert ours.has_norm(p) == theirs.has_norm(p) == (p != 0 and p == p)
+        assert ours_empty.has_norm(p) == theirs_empty.has_norm(p) == (p in (0.5, 1.0, 2.0))
 
 
 def test_python_lists_refuse_what_kernels_cannot_read():

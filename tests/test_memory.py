@@ -104,6 +104,21 @@ def test_an_exception_from_a_property_comes_through():
         fastclip.clip_grad_norm_([Odd()], 1.0)
 
 
+def test_a_list_that_its_own_items_empty():
+    class Odd:
+        @property
+        def grad(self):
+            items.clear()
+            return torch.full((3,), 2.0)
+
+    items = [*(torch.nn.Parameter(torch.zeros(1)) for _ in range(40)), Odd()]
+    items += [torch.nn.Parameter(torch.zeros(1)) for _ in range(40)]
+    for p in items:
+        if isinstance(p, torch.nn.Parameter):
+            p.grad = torch.ones(1)
+    assert fastclip.clip_grad_norm_(items, 1e9).item() == pytest.approx(math.sqrt(40 + 12))
+
+
 def test_a_zero_byte_tensor():
     assert fastclip.get_total_norm([torch.empty(0), torch.ones(4)]).item() == 2.0
 

@@ -8,6 +8,8 @@
 
 namespace fastclip::cpu {
 
+constexpr double kEps = 1e-6;  // torch's: what is added to a norm that divides
+
 // For each order p: the norm of every tensor into per_tensor[p][tensor], unless it is null, and the
 // norm of those into total[p]. An order is any real but 0 and NaN, or +-infinity. Sums are taken in
 // a fixed order, so no result depends on the number of threads. Values whose powers leave their

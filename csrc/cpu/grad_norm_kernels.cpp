@@ -116,39 +116,49 @@ void scale_chunk(const Chunk& chunk, double factor) {
   }
 }
 
-// The chunks of this thread, the same in both passes: where cores have caches of their own, one
-// that writes what another has just read waits for it (twice the time of both passes, with dynamic
+// The hardware sees where a tensor goes on, but not where the next one lies: 5 % of a thousand.
+FASTCLIP_INLINE void prefetch_start(const Chunk& chunk) {
+  constexpr int64_t kMost = 512;  // elements: half a page of float32
+  const int64_t bytes = (chunk.numel < kMost ? chunk.numel : kMost) * 4;
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char*)chunk.data + at);
+}
+
+// The chunks of a thread, the same in both passes: where cores have caches of their own, one that
+// writes what another has just read waits for it (twice the time of both passes, with dynamic
 // tasks).
 struct Chunks {
   int64_t begin, end;
-  explicit Chunks(const Tasks& tasks) {
-    const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
-    begin = tasks.bounds[tasks.count * me / threads];
-    end = tasks.bounds[tasks.count * (me + 1) / threads];
-  }
+  Chunks(const Tasks& tasks, int64_t thread, int64_t threads)
+      : begin(tasks.bounds[tasks.count * thread / threads]),
+        end(tasks.bounds[tasks.count * (thread + 1) / threads]) {}
 };
+
+// Calls `work` with each thread's chunks.
+template <class F>
+void share(const Tasks& tasks, F work) {
+  if (tasks.threads <= 1) return work(Chunks(tasks, 0, 1));
+#pragma omp parallel num_threads(tasks.threads)
+  work(Chunks(tasks, omp_get_thread_num(), omp_get_num_threads()));
+}
 
 }  // namespace
 
 void reduce_chunks(const Tasks& tasks, const NormOrder* orders, int64_t order_count,
                    long double* partial) {
-#pragma omp parallel num_threads(tasks.threads) if (tasks.threads > 1)
-  {
-    const Chunks mine(tasks);
+  share(tasks, [=](Chunks mine) {
     for (int64_t c = mine.begin; c < mine.end; ++c) {
+      if (c + 1 < mine.end) prefetch_start(tasks.chunks[c + 1]);
       for (int64_t o = 0; o < order_count; ++o) {
         partial[c * order_count + o] = reduce_chunk(tasks.chunks[c], orders[o].kind, orders[o].p);
       }
     }
-  }
+  });
 }
 
 void scale_chunks(const Tasks& tasks, double factor) {
-#pragma omp parallel num_threads(tasks.threads) if (tasks.threads > 1)
-  {
-    const Chunks mine(tasks);
+  share(tasks, [=](Chunks mine) {
     for (int64_t c = mine.end - 1; c >= mine.begin; --c) scale_chunk(tasks.chunks[c], factor);
-  }
+  });
 }
 
 }  // namespace fastclip::cpu::FASTCLIP_ISA

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -58,8 +58,7 @@ class GradList:
 
     def has_norm(self, p: float) -> bool:
         """Whether the kernels define this p for these tensors as torch does."""
-        has_identity = 0 < p < math.inf  # else torch raises for an empty tensor
-        return p != 0 and not math.isnan(p) and (has_identity or not self._list.has_empty)
+        return self._list.has_norm(p)
 
     def takes(self, total_norm: Tensor) -> bool:
         """Whether `clip_by_` reads this norm as torch would."""
@@ -122,10 +121,56 @@ class GradList:
     def _multiply(self, factor: float) -> None:
         self._known.clear()
         self._core.scale_grads(self._list, factor)
-        torch.autograd.graph.increment_version(self._list.tensors)
 
 
 Grads: TypeAlias = GradList | gpu.GpuGrads | parts.GradParts
+
+
+def clip_(
+    parameters: list[Tensor], max_norm: float, p: float, error_if_nonfinite: bool, foreach: Any
+) -> Tensor:
+    """Clips the parameters' gradients, by their owner; returns their norm before."""
+    grads = _at_once(parameters, True, p, max_norm, error_if_nonfinite)
+    if isinstance(grads, Tensor):
+        return grads
+    if grads is None or not grads.has_norm(p):
+        return clip_ref_(parameters, max_norm, p, error_if_nonfinite, foreach)
+    if not len(grads):
+        return torch.tensor(0.0)
+    if error_if_nonfinite:
+        require_finite(grads.total_norm(p), grads, p)
+    return grads.clip_(max_norm, p)
+
+
+def total_norm(tensors: list[Tensor], p: float, error_if_nonfinite: bool, foreach: Any) -> Tensor:
+    """The norm of all elements, by the tensors' owner."""
+    values = _at_once(tensors, False, p, None, error_if_nonfinite)
+    if isinstance(values, Tensor):
+        return values
+    if values is None or not values.has_norm(p):
+        return total_norm_ref(tensors, p, error_if_nonfinite, foreach)
+    if not len(values):
+        return torch.tensor(0.0)
+    total = values.total_norm(p)
+    if error_if_nonfinite:
+        require_finite(total, values, p)
+    return total
+
+
+def _at_once(
+    tensors: list[Tensor], take_grads: bool, p: float, max_norm: float | None, finite: bool
+) -> Tensor | Grads | None:
+    """The norm, where one native call does all; else as `collect`, and nothing is done yet.
+
+    One call, since Python that ran a training step ago is cold: 40 us of 280 for 1000 tensors.
+    """
+    if native.core is None:
+        return collect(tensors, take_grads=take_grads)
+    try:
+        found = native.core.clip_grads(tensors, take_grads, p, max_norm, finite)
+    except NotImplementedError:
+        return _in_parts(tensors, take_grads)
+    return found if isinstance(found, Tensor) else _owner(found)
 
 
 def collect(tensors: Iterable[Tensor], *, take_grads: bool) -> Grads | None:
@@ -135,16 +180,23 @@ def collect(tensors: Iterable[Tensor], *, take_grads: bool) -> Grads | None:
     try:
         return _of_one_owner(tensors, take_grads)
     except NotImplementedError:
-        if take_grads:
-            tensors = [p.grad for p in tensors if p.grad is not None]
-        return parts.collect(list(tensors), _owner_of)
+        return _in_parts(tensors, take_grads)
 
 
 def _of_one_owner(tensors: Iterable[Tensor], take_grads: bool) -> GradList | gpu.GpuGrads | None:
     if native.core is None:
         return gpu.collect(PythonTensorList(tensors, take_grads), _promoted)
-    found = native.core.TensorList(tensors, take_grads)
+    return _owner(native.core.TensorList(tensors, take_grads))
+
+
+def _owner(found: TensorList) -> GradList | gpu.GpuGrads | None:
     return GradList(found) if found.device[0] == _CPU else gpu.collect(found, _promoted)
+
+
+def _in_parts(tensors: Iterable[Tensor], take_grads: bool) -> parts.GradParts | None:
+    if take_grads:
+        tensors = [p.grad for p in tensors if p.grad is not None]
+    return parts.collect(list(tensors), _owner_of)
 
 
 def _owner_of(tensors: list[Tensor]) -> GradList | gpu.GpuGrads | None:

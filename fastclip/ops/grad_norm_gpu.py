@@ -40,7 +40,7 @@ class GpuGrads:
 
     def has_norm(self, p: float) -> bool:
         """Whether the kernels have this p: 1, 2, or inf where no tensor is empty."""
-        return p in (1.0, 2.0) or (p == math.inf and not self._list.has_empty)
+        return p in (1.0, 2.0, math.inf) and self._list.has_norm(p)
 
     def takes(self, total_norm: Tensor) -> bool:
         """Whether `clip_by_` reads this norm as torch would."""

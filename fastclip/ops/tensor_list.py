@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable
 
@@ -13,8 +14,6 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # csrc/c
 
 class PythonTensorList:
     """Plain, contiguous tensors of one device. NotImplementedError where they are not that."""
-
-    has_empty: bool
 
     def __init__(self, tensors: Iterable[Tensor], take_grads: bool) -> None:
         if take_grads:
@@ -33,10 +32,15 @@ class PythonTensorList:
             seen.add(t.data_ptr() if t.numel() else -1 - len(seen))
         if len(seen) != len(self.tensors):
             raise NotImplementedError("a tensor listed twice")
-        self.has_empty = any(t.numel() == 0 for t in self.tensors)
+        self._has_empty = any(t.numel() == 0 for t in self.tensors)
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+    def has_norm(self, p: float) -> bool:
+        """Whether kernels may define the norm of order p for these tensors as torch does."""
+        has_identity = 0 < p < math.inf  # else torch raises for an empty tensor
+        return p != 0 and not math.isnan(p) and (has_identity or not self._has_empty)
 
     @property
     def device(self) -> tuple[int, int]:

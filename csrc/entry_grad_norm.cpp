@@ -1,0 +1,71 @@
+#include "entry_grad_norm.h"
+
+#include <cmath>
+#include <memory>
+
+#include "cpu/grad_norm.h"
+#include "entry.h"
+
+namespace fastclip {
+namespace {
+
+// The dtype of a norm that is returned as it is: float32 or float64, or none for float16, bfloat16
+// and an empty list.
+std::optional<DType> norm_dtype(const TensorList& list) {
+  const auto has = [&](DType dtype) { return (list.dtypes() >> static_cast<int>(dtype) & 1) != 0; };
+  if (has(DType::kF64)) return DType::kF64;
+  const bool halves = has(DType::kF16) && has(DType::kBF16);
+  return has(DType::kF32) || halves ? std::optional(DType::kF32) : std::nullopt;
+}
+
+}  // namespace
+
+py::list tensors_of(const TensorList& list) {
+  py::list tensors(list.tensors().size());
+  Py_ssize_t i = 0;
+  for (PyObject* tensor : list.tensors()) {
+    Py_INCREF(tensor);
+    PyList_SET_ITEM(tensors.ptr(), i++, tensor);  // append would cost 16 ns each
+  }
+  return tensors;
+}
+
+double grad_norm(const TensorList& list, double p) {
+  require(list.on_cpu(), "tensors must be on the CPU");
+  py::gil_scoped_release unlocked;
+  double total;
+  cpu::grad_norm(list, {p}, &total, nullptr);
+  return total;
+}
+
+void grad_norms(const TensorList& list, const std::vector<double>& orders, py::handle norms) {
+  require(list.on_cpu(), "tensors must be on the CPU");
+  const int64_t count = static_cast<int64_t>(orders.size() * list.tensors().size());
+  const TensorView view = numbers(norms, "norms", DType::kF64, count);
+  py::gil_scoped_release unlocked;
+  std::vector<double> totals(orders.size());
+  cpu::grad_norm(list, orders, totals.data(), static_cast<double*>(view.data));
+}
+
+void scale_grads(const TensorList& list, double factor) {
+  require(list.on_cpu(), "tensors must be on the CPU");
+  {
+    py::gil_scoped_release unlocked;
+    cpu::scale_grads(list, factor);
+  }
+  mark_written(tensors_of(list).ptr());
+}
+
+py::object clip_grads(py::handle tensors, bool take_grads, double p, std::optional<double> max_norm,
+                      bool finite) {
+  auto list = std::make_unique<TensorList>(tensors.ptr(), take_grads);
+  const std::optional<DType> dtype = norm_dtype(*list);
+  if (!list->on_cpu() || !dtype || !list->has_norm(p)) return py::cast(std::move(list));
+  const double norm = grad_norm(*list, p);
+  if (finite && !std::isfinite(norm)) return py::cast(std::move(list));
+  const double factor = max_norm ? *max_norm / (norm + cpu::kEps) : 1;
+  if (!(factor >= 1)) scale_grads(*list, factor);  // NaN scales too, and makes every gradient NaN
+  return py::reinterpret_steal<py::object>(new_number(norm, *dtype));
+}
+
+}  // namespace fastclip
