@@ -15,14 +15,14 @@ using fastclip::TensorList;
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "fastclip's compiled kernels. Private: use the functions of the fastclip package.";
-  py::register_exception<fastclip::Unsupported>(m, "Unsupported", PyExc_NotImplementedError);
+  py::register_local_exception<fastclip::Unsupported>(m, "Unsupported", PyExc_NotImplementedError);
   py::register_exception_translator([](std::exception_ptr error) {
     try {
       if (error) std::rethrow_exception(error);
     } catch (const fastclip::PythonError&) {  // already set
     }
   });
-  py::class_<TensorList>(m, "TensorList")
+  py::class_<TensorList>(m, "TensorList", py::module_local())
       .def(py::init([](py::handle tensors, bool take_grads) {
              return std::make_unique<TensorList>(tensors.ptr(), take_grads);
            }),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))  # what a bench measures, a test bounds
 
+from gpu_owner import ON_GPU, ON_HOST, Owner
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
@@ -17,3 +20,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def cuda_on_host(tmp_path_factory):
+    """(the native core with CUDA's kernels on the CPU, their C interface): tests/cuda_on_host"""
+    import cuda_on_host
+
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    pytest.importorskip("pybind11")
+    return cuda_on_host.extension(tmp_path_factory.mktemp("cuda_on_host"))
+
+
+@pytest.fixture(params=[*ON_GPU, ON_HOST])
+def owner(request, monkeypatch) -> Owner:
+    """This owner of grad_norm, in the place of whichever has the GPU here."""
+    from fastclip import native
+    from fastclip.ops import grad_norm_gpu as gpu
+
+    if request.param == ON_HOST:
+        core, interface = request.getfixturevalue("cuda_on_host")
+        interface.set_device(3, 2, 0, False)
+        monkeypatch.setattr(native, "core", core)
+        monkeypatch.setattr(gpu, "_cuda_why_not", core.cuda_why_not)
+        monkeypatch.setattr(gpu, "_device", lambda kind, index: torch.device("cpu"))
+        return Owner("cpu")
+    if request.param == "triton":
+        pytest.importorskip("triton")
+        monkeypatch.setattr(gpu, "_cuda_why_not", lambda index: "Triton is tested")
+    elif reason := gpu._cuda_why_not(0):
+        pytest.skip(f"no CUDA kernels: {reason}")
+    return Owner("cuda")

@@ -1,36 +1,99 @@
-"""csrc/cuda's kernels built for the CPU, and called with torch CPU tensors."""
+"""csrc/cuda's kernels built for the CPU, and called with torch CPU tensors.
+
+`build` makes a library of the kernels alone; `extension` all of fastclip._native, bound to a torch
+whose CPU tensors lie on CUDA device 0, so that the whole road of a clip runs but for the device.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import math
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Sequence
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # csrc/chunk.h: DType
 
 
 def build(folder: Path) -> ctypes.CDLL:
     """Compiles the kernels against the stand-in runtime."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        raise FileNotFoundError("g++")
     library = folder / "grad_norm_on_host.so"
-    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
-    source = HERE / "grad_norm_on_host.cpp"
-    subprocess.run([compiler, *flags, f"-I{HERE}", str(source), "-o", str(library)], check=True)
+    _run(["-Wall", "-Werror", "-shared", HERE / "grad_norm_on_host.cpp", "-o", library])
+    return _interface(library)
+
+
+def extension(folder: Path) -> tuple[ModuleType, ctypes.CDLL]:
+    """(fastclip._native with the CUDA owner, the kernels' C interface in the same library)"""
+    import pybind11
+
+    includes = [f"-isystem{sysconfig.get_path('include')}", f"-isystem{pybind11.get_include()}"]
+    defines = ["-DFASTCLIP_X86_LEVELS=0", "-DFASTCLIP_ISA=baseline", "-DFASTCLIP_CUDA=1"]
+    flags = ["-fopenmp", "-fvisibility=hidden", "-Wno-psabi", *includes, *defines]
+    sources = [*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp")]
+    compiled = [[*flags, "-c", path, "-o", folder / f"{path.stem}.o"] for path in sources]
+    own = [HERE / "grad_norm_on_host.cpp", HERE / "device_on_host.cpp"]
+    compiled += [["-c", path, "-o", folder / f"{path.stem}.o"] for path in own]
+    with ThreadPool(2) as pool:
+        pool.map(_run, compiled)
+    library = folder / "_native.so"
+    _run(["-shared", "-fopenmp", *(call[-1] for call in compiled), "-o", library])
+    name = "cuda_on_host._native"
+    spec = importlib.util.spec_from_file_location(name, library)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    interface = _interface(library)
+    _bind(module, interface)
+    return module, interface
+
+
+def _bind(module: ModuleType, interface: ctypes.CDLL) -> None:
+    """Binds the module to torch as it is, but for where its tensors lie."""
+    api, new = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyCapsule_New
+    api.restype, api.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    new.restype, new.argtypes = (
+        ctypes.py_object,
+        [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p],
+    )
+    interface.pretend_on_device.restype = ctypes.c_void_p
+    interface.pretend_on_device.argtypes = [ctypes.c_void_p]
+    true, name = torch.Tensor.__dlpack_c_exchange_api__, b"dlpack_exchange_api"
+    torch.Tensor.__dlpack_c_exchange_api__ = new(
+        interface.pretend_on_device(api(true, name)), name, None
+    )
+    try:
+        increment_version = torch.autograd.graph.increment_version
+        module.bind_torch(torch.Tensor, torch.nn.Parameter, increment_version)
+    finally:
+        torch.Tensor.__dlpack_c_exchange_api__ = true
+
+
+def _interface(library: Path) -> ctypes.CDLL:
     built = ctypes.CDLL(str(library))
     for name in ("grad_norm", "scale_grads", "run_broken_kernel"):
         getattr(built, name).restype = ctypes.c_char_p
     built.work_size.restype = ctypes.c_int64
     return built
+
+
+def _run(arguments: Sequence[str | Path]) -> None:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise FileNotFoundError("g++")
+    flags = ["-std=c++17", "-O2", "-fPIC", "-Wno-unknown-pragmas", f"-I{HERE}"]
+    subprocess.run([compiler, *flags, *map(str, arguments)], check=True)
 
 
 class Kernels:

@@ -63,6 +63,8 @@ void set_device(int32_t multiprocessors, int32_t blocks_each, uint32_t seed, boo
   on_host::device.launches = 0;
 }
 
+void set_idle(bool idle) { on_host::device.idle = idle; }
+
 int32_t launches() { return on_host::device.launches; }
 uint32_t last_grid() { return on_host::device.grid; }
 int32_t current_device() { return on_host::device.current; }

@@ -1,0 +1,54 @@
+"""What a clip on CUDA costs the host, all but the driver: no device is needed.
+
+    pytest bench/bench_grad_norm_host.py --benchmark-enable
+
+The whole road of a call (Python, torch's answers, entries, the tables of both launches) runs with
+the stand-in for the CUDA runtime of tests/cuda_on_host, whose launches return at once; CPU tensors
+pass for tensors on a device. A device adds what its driver takes for two launches. `listing` is the
+part in which torch is asked for every gradient and its address.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import gpu_cases
+import measure
+import pytest
+import torch
+
+import fastclip
+from fastclip import native
+from fastclip.ops import grad_norm_gpu as gpu
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+CASES = ("transfuse_s fp32", "1000 x 1000 fp32", "10000 x 100 fp32")
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """The native core with CUDA's kernels on the host, none of them run."""
+    import cuda_on_host
+
+    core, interface = cuda_on_host.extension(tmp_path_factory.mktemp("cuda_on_host"))
+    interface.set_device(132, 4, 0, False)
+    interface.set_idle(True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "core", core)
+        patch.setattr(gpu, "_cuda_why_not", core.cuda_why_not)
+        patch.setattr(gpu, "_device", lambda kind, index: torch.device("cpu"))
+        yield core
+
+
+@pytest.mark.parametrize("case", CASES)
+def bench_host_cost(road, case, benchmark):
+    parameters = gpu_cases.parameters_of(case, "cpu")
+    variants = {
+        "fastclip CUDA, but for the driver": lambda: fastclip.clip_grad_norm_(parameters, 1.0),
+        "listing": lambda: road.TensorList(parameters, True),
+    }
+    medians = measure.interleaved_ms(variants, repeats=200)
+    rows = measure.rows("clip, host", case, "float32", medians, baseline="listing")
+    measure.save("clip_host_cost", rows)
+    benchmark(variants["fastclip CUDA, but for the driver"])

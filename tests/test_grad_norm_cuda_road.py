@@ -1,0 +1,54 @@
+"""The way of a clip to CUDA's kernels, all of it but the device: tests/cuda_on_host."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from gpu_owner import ON_HOST
+
+import fastclip
+
+PAGE = 2040  # tensors in one launch
+pytestmark = pytest.mark.parametrize("owner", [ON_HOST], indirect=True)
+
+
+@pytest.fixture
+def road(owner, cuda_on_host):
+    """The core under the whole road of a clip, and what it launches."""
+    return cuda_on_host
+
+
+@pytest.mark.parametrize(("count", "pages"), [(1, 1), (382, 1), (PAGE + 1, 2)])
+def test_a_clip_is_a_launch_that_reads_and_one_that_scales(road, count, pages):
+    launches = road[1].launches
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(count)]
+    for p in parameters:
+        p.grad = torch.ones(2)
+    before = launches()
+    fastclip.get_total_norm([p.grad for p in parameters])
+    assert launches() - before == pages
+    for max_norm in (1e9, 1.0):  # only the device knows whether the second has to write
+        before = launches()
+        fastclip.clip_grad_norm_(parameters, max_norm)
+        assert launches() - before == 2 * pages
+
+
+def test_bindings_refuse_buffers_that_are_not_what_kernels_write(road):
+    core = road[0]
+    x = torch.ones(4)
+    tensors = core.TensorList([x], False)
+    work = torch.empty(core.cuda_work_size(tensors, False), dtype=torch.float64)
+    for bad in (work[:4], work.float(), torch.empty(2, len(work)).double().T):
+        with pytest.raises(ValueError, match="work"):
+            core.cuda_grad_norm(tensors, 2.0, 1.0, True, bad, None, None, None)
+    with pytest.raises(ValueError, match="total is too small"):
+        core.cuda_grad_norm(tensors, 2.0, 1.0, True, work, torch.empty(0), None, None)
+    with pytest.raises(ValueError, match="per_tensor has a wrong dtype"):
+        core.cuda_grad_norm(tensors, 2.0, 1.0, True, work, None, torch.empty(1), None)
+    with pytest.raises(ValueError, match="optimizer is too small"):
+        core.cuda_grad_norm(tensors, 2.0, 1.0, True, work, None, None, torch.empty(1))
+    with pytest.raises(ValueError, match="p must be"):
+        core.cuda_grad_norm(tensors, 3.0, 1.0, True, work, None, None, None)
+    with pytest.raises(ValueError, match="norm"):
+        core.cuda_scale_grads(tensors, 1.0, torch.empty(0))
+    assert (x == 1).all()
