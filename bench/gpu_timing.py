@@ -74,7 +74,8 @@ def _wall_ms(calls: Mapping[str, Callable[[], object]]) -> dict[str, list[float]
 
 def _profiled(call: Callable[[], object]) -> tuple[float, float]:
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    both = torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA
+    with torch.profiler.profile(activities=both) as profile:
         for _ in range(PROFILED):
             call()
         torch.cuda.synchronize()

@@ -86,32 +86,33 @@ void structure_loss_forward(const py::sequence& logits, py::handle mask, py::han
   for (int64_t i = 0; i < count; ++i) store_real(loss_view, i, values[i]);
 }
 
-void structure_loss_total(const py::sequence& logits, py::handle mask, py::handle valid,
-                          int64_t window, double boundary_weight, double smooth, bool weighted_bce,
-                          const std::vector<double>& factors, py::handle total, py::handle sums,
-                          const py::sequence& grads) {
+py::object structure_loss_total(const py::sequence& logits, py::handle mask, py::handle valid,
+                                int64_t window, double boundary_weight, double smooth,
+                                bool weighted_bce, const std::vector<double>& factors,
+                                py::handle sums, const py::sequence& grads) {
   cpu::StructureLoss problem =
       structure_loss(logits, mask, valid, window, boundary_weight, smooth, weighted_bce);
   const int64_t heads = static_cast<int64_t>(problem.heads.size());
   const int64_t count = heads * problem.images;
-  const TensorView total_view = numbers(total, "total", real_dtype(problem.logits_dtype), 1);
   const TensorView sums_view = numbers(sums, "sums", DType::kF64, 4 * count);
   require(static_cast<int64_t>(factors.size()) == heads, "factors must hold one number per head");
   const bool backward = py::len(grads) > 0;
   if (backward) take_grads(problem, grads);
   require(!backward || problem.logits_dtype == DType::kF32,
           "gradients are found in the forward pass for float32 only");
-  py::gil_scoped_release unlocked;
-  std::vector<double> values(count);
-  auto* image_sums = static_cast<cpu::LossSums*>(sums_view.data);
-  if (backward) {
-    problem.forward_backward(factors.data(), image_sums, values.data());
-  } else {
-    problem.forward(image_sums, values.data());
+  double total = 0;
+  {
+    py::gil_scoped_release unlocked;
+    std::vector<double> values(count);
+    auto* image_sums = static_cast<cpu::LossSums*>(sums_view.data);
+    if (backward) {
+      problem.forward_backward(factors.data(), image_sums, values.data());
+    } else {
+      problem.forward(image_sums, values.data());
+    }
+    for (int64_t i = 0; i < count; ++i) total += factors[i / problem.images] * values[i];
   }
-  double weighted = 0;
-  for (int64_t i = 0; i < count; ++i) weighted += factors[i / problem.images] * values[i];
-  store_real(total_view, 0, weighted);
+  return py::reinterpret_steal<py::object>(new_number(total, real_dtype(problem.logits_dtype)));
 }
 
 void structure_loss_backward(py::handle grad_loss, const py::sequence& logits, py::handle mask,

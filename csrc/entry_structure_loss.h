@@ -14,12 +14,12 @@ void structure_loss_forward(const py::sequence& logits, py::handle mask, py::han
                             int64_t window, double boundary_weight, double smooth,
                             bool weighted_bce, py::handle loss, py::handle sums);
 
-// total (0-d, the logits' real type) = the sum of factors[head] * loss, and sums as above. With
-// `grads` (a tensor or None for each head; float32 logits only) also d total / d logits.
-void structure_loss_total(const py::sequence& logits, py::handle mask, py::handle valid,
-                          int64_t window, double boundary_weight, double smooth, bool weighted_bce,
-                          const std::vector<double>& factors, py::handle total, py::handle sums,
-                          const py::sequence& grads);
+// The sum of factors[head] * loss as a new tensor (0-d, the logits' real type), and sums as above.
+// With `grads` (a tensor or None for each head; float32 logits only) also d total / d logits.
+py::object structure_loss_total(const py::sequence& logits, py::handle mask, py::handle valid,
+                                int64_t window, double boundary_weight, double smooth,
+                                bool weighted_bce, const std::vector<double>& factors,
+                                py::handle sums, const py::sequence& grads);
 
 void structure_loss_backward(py::handle grad_loss, const py::sequence& logits, py::handle mask,
                              py::handle valid, py::handle sums, int64_t window,

@@ -62,10 +62,9 @@ def structure_loss_total(
     smooth: float,
     weighted_bce: bool,
     factors: Sequence[float],
-    total: Tensor,
     sums: Tensor,
     grads: Sequence[Tensor | None],
-) -> None: ...
+) -> Tensor: ...
 def structure_loss_backward(
     grad_loss: Tensor,
     logits: Sequence[Tensor],

@@ -460,18 +460,18 @@ def test_the_core_checks_what_it_dereferences(wrong):
 
 
 @needs_native
-@pytest.mark.parametrize("wrong", ["factors", "grads", "grad size", "dtype", "total"])
+@pytest.mark.parametrize("wrong", ["factors", "grads", "grad size", "dtype", "sums"])
 def test_the_core_checks_what_the_total_writes(wrong):
     xs, m = scene((2, 1, 8, 8))
-    total, sums = torch.empty(()), torch.empty(1, 2, 1, 4, dtype=torch.float64)
+    sums = torch.empty(1, 2, 1, 4, dtype=torch.float64)
     changed = {
         "factors": (7, [1.0, 1.0]),
-        "grads": (10, [None, None]),
-        "grad size": (10, [torch.empty(2, 1, 8, 7)]),
+        "grads": (9, [None, None]),
+        "grad size": (9, [torch.empty(2, 1, 8, 7)]),
         "dtype": (0, [xs[0].half()]),
-        "total": (8, torch.empty(2)),
+        "sums": (8, torch.empty(2)),
     }
-    arguments = [xs, m, None, *DEFAULTS, [1.0], total, sums, [torch.empty_like(xs[0])]]
+    arguments = [xs, m, None, *DEFAULTS, [1.0], sums, [torch.empty_like(xs[0])]]
     index, value = changed[wrong]
     arguments[index] = value
     with pytest.raises(ValueError, match=r"must|wrong|only"):

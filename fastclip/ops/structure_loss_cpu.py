@@ -75,14 +75,13 @@ class _Total(torch.autograd.Function):
         *logits: Tensor,
     ) -> Tensor:
         heads, m, v = plain(logits, mask, valid)
-        result = torch.empty((), dtype=real_dtype(logits), device="cpu")
         sums = torch.empty(len(heads), *mask.shape[:2], 4, dtype=torch.float64, device="cpu")
         wanted = ctx.needs_input_grad[5:] if early else ()
         grads = [torch.empty_like(h) if w else None for h, w in zip(heads, wanted, strict=False)]
-        native.require().structure_loss_total(heads, m, v, *options, factors, result, sums, grads)
+        total = native.require().structure_loss_total(heads, m, v, *options, factors, sums, grads)
         ctx.grads, ctx.factors, ctx.options = grads, factors, options
         ctx.save_for_backward(sums, mask, valid, *logits)
-        return result
+        return total
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
