@@ -9,13 +9,13 @@
 namespace fastclip {
 namespace {
 
-// The dtype of a norm that is returned as it is: float32 or float64, or none for float16, bfloat16
-// and an empty list.
-std::optional<DType> norm_dtype(const TensorList& list) {
-  const auto has = [&](DType dtype) { return (list.dtypes() >> static_cast<int>(dtype) & 1) != 0; };
-  if (has(DType::kF64)) return DType::kF64;
-  const bool halves = has(DType::kF16) && has(DType::kBF16);
-  return has(DType::kF32) || halves ? std::optional(DType::kF32) : std::nullopt;
+// As torch promotes: float32 where float16 meets bfloat16.
+DType promoted(const TensorList& list) {
+  const auto bit = [](DType dtype) { return 1u << static_cast<int>(dtype); };
+  if ((list.dtypes() & bit(DType::kF64)) != 0) return DType::kF64;
+  if (list.dtypes() == bit(DType::kBF16)) return DType::kBF16;
+  if (list.dtypes() == bit(DType::kF16)) return DType::kF16;
+  return DType::kF32;
 }
 
 }  // namespace
@@ -59,13 +59,13 @@ void scale_grads(const TensorList& list, double factor) {
 py::object clip_grads(py::handle tensors, bool take_grads, double p, std::optional<double> max_norm,
                       bool finite) {
   auto list = std::make_unique<TensorList>(tensors.ptr(), take_grads);
-  const std::optional<DType> dtype = norm_dtype(*list);
-  if (!list->on_cpu() || !dtype || !list->has_norm(p)) return py::cast(std::move(list));
+  const bool here = list->on_cpu() && !list->tensors().empty() && list->has_norm(p);
+  if (!here) return py::cast(std::move(list));
   const double norm = grad_norm(*list, p);
   if (finite && !std::isfinite(norm)) return py::cast(std::move(list));
   const double factor = max_norm ? *max_norm / (norm + cpu::kEps) : 1;
   if (!(factor >= 1)) scale_grads(*list, factor);  // NaN scales too, and makes every gradient NaN
-  return py::reinterpret_steal<py::object>(new_number(norm, *dtype));
+  return py::reinterpret_steal<py::object>(new_number(norm, promoted(*list)));
 }
 
 }  // namespace fastclip

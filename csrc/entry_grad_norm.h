@@ -25,8 +25,8 @@ void scale_grads(const TensorList& list, double factor);
 
 // Lists, measures and, with a `max_norm`, clips: the norm as a tensor. In one call, since a call's
 // Python has gone cold from one training step to the next, and then takes 40 us. Where this is not
-// all that is to be done, or not here, the list: tensors on other devices, a norm of float16 or
-// bfloat16, an order that is torch's, and with `finite` a norm that is not.
+// all that is to be done, or not here, the list: no tensors, or on another device, an order that is
+// torch's, and with `finite` a norm that is not.
 py::object clip_grads(py::handle tensors, bool take_grads, double p, std::optional<double> max_norm,
                       bool finite);
 

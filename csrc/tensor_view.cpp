@@ -1,9 +1,12 @@
 #include "tensor_view.h"
 
 #include <algorithm>
+#include <cstring>
+#include <memory>
 #include <numeric>
 #include <string>
 
+#include "cpu/simd.h"
 #include "python_error.h"
 
 namespace fastclip {
@@ -30,11 +33,28 @@ DType dtype_of(dlpack::DataType dtype) {
 // What a tensor of one number owns.
 struct Number {
   dlpack::ManagedTensor managed;
-  union {
-    float f32;
-    double f64;
-  };
+  alignas(double) char value[sizeof(double)];
 };
+
+// Rounds as torch does: to float32, and from there to the half precisions.
+template <class Half>
+void store_half(float value, char* to) {
+  Half rounded[cpu::kLanes];
+  cpu::store(rounded, cpu::splat(value));
+  memcpy(to, rounded, sizeof(Half));
+}
+
+// Returns how torch calls the dtype.
+dlpack::DataType store_number(double value, DType dtype, char* to) {
+  const float single = static_cast<float>(value);
+  switch (dtype) {
+    case DType::kF64: memcpy(to, &value, sizeof(value)); return {dlpack::kFloat, 64, 1};
+    case DType::kF32: memcpy(to, &single, sizeof(single)); return {dlpack::kFloat, 32, 1};
+    case DType::kBF16: store_half<cpu::bfloat_t>(single, to); return {dlpack::kBfloat, 16, 1};
+    case DType::kF16: store_half<cpu::half_t>(single, to); return {dlpack::kFloat, 16, 1};
+    default: throw std::invalid_argument("a number must have a real dtype");
+  }
+}
 
 }  // namespace
 
@@ -106,24 +126,17 @@ void mark_written(PyObject* tensors) {
 }
 
 PyObject* new_number(double value, DType dtype) {
-  const bool is_double = dtype == DType::kF64;
-  auto* number = new Number{};
+  auto number = std::make_unique<Number>();
   number->managed.version = {1, 0};
   number->managed.deleter = [](dlpack::ManagedTensor* self) {
     delete reinterpret_cast<Number*>(self);
   };
   dlpack::Tensor& tensor = number->managed.tensor;
+  tensor.data = number->value;
   tensor.device = {dlpack::kCPU, 0};
-  tensor.dtype = {dlpack::kFloat, static_cast<uint8_t>(is_double ? 64 : 32), 1};
-  if (is_double) {
-    number->f64 = value;
-    tensor.data = &number->f64;
-  } else {
-    number->f32 = static_cast<float>(value);
-    tensor.data = &number->f32;
-  }
+  tensor.dtype = store_number(value, dtype, number->value);
   void* object = nullptr;
-  if (g_api->managed_tensor_to_py_object_no_sync(&number->managed, &object) != 0) {
+  if (g_api->managed_tensor_to_py_object_no_sync(&number.release()->managed, &object) != 0) {
     throw PythonError{};
   }
   return static_cast<PyObject*>(object);

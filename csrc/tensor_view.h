@@ -56,7 +56,7 @@ TensorView view_of(PyObject* object);
 // Moves the versions of these tensors (a list), so that autograd sees that they were written.
 void mark_written(PyObject* tensors);
 
-// A new CPU tensor, 0-d, of float32 or float64. torch.scalar_tensor takes 15 us more when cold.
+// A new CPU tensor, 0-d, of a real dtype. torch.scalar_tensor takes 15 us more when cold.
 PyObject* new_number(double value, DType dtype);
 
 // The stream that torch queues work on now, for this device and thread.

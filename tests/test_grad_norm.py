@@ -101,6 +101,17 @@ def test_a_half_norm_past_its_range_still_clips_rightly():
 
 
 @needs_native
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_norm_is_rounded_once_to_its_dtype(dtype):
+    generator = torch.Generator().manual_seed(0)
+    for scale in (1e-7, 1e-3, 1.0, 300.0, 30_000.0):
+        for _ in range(100):
+            x = (torch.randn(3, generator=generator, dtype=torch.float64) * scale).to(dtype)
+            total = x.double().abs().sum()  # exact
+            assert torch.equal(fastclip.get_total_norm([x], 1.0), total.float().to(dtype))
+
+
+@needs_native
 def test_result_is_independent_of_threads_and_repeats_bit_for_bit():
     torch.manual_seed(0)
     tensors = [torch.randn(n) for n in (1, 1000, 65537, 3_000_001, 5)]
