@@ -2,9 +2,10 @@
 
     python3 bench/bench_gpu.py --out FOLDER [--minutes 7] [--dry-run]
 
-Writes FOLDER/gpu.csv and FOLDER/tests.log. `of_copy` is the bytes that the work must move over its
-wall time, as a fraction of what a measured device-to-device copy moves; clipping moves a read, and
-a read and a write, else it is one read. Speedups are over `torch foreach` and `eager`.
+Writes FOLDER/gpu.csv, FOLDER/tests.log and, where there is a compute-sanitizer, its logs.
+`of_copy` is the bytes that the work must move over its wall time, as a fraction of what a measured
+device-to-device copy moves; clipping moves a read, and a read and a write, else it is one read.
+Speedups are over `torch foreach` and `eager`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import csv
 import datetime
 import functools
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,33 +22,16 @@ from pathlib import Path
 
 import gpu_cases
 import torch
+from gpu_tests import run_sanitizer, run_tests
 from gpu_timing import copy_gb_per_s, measured
 
 import fastclip
 from fastclip.report import report
 
-ROOT = Path(__file__).parents[1]
 KEYS = ["bench", "case", "variant", "host_us", "wall_ms", "spread_ms", "kernels_ms", "launches"]
 COLUMNS = [*KEYS, "speedup", "host_speedup", "of_copy", "error", "torch", "device", "date"]
 COMPILED_CASES = ("1 x 1 GiB fp32", "transfuse_s fp32")
 Rows = list[dict[str, object]]
-
-
-def run_tests(out: Path, seconds: float) -> str:
-    """Runs the tests marked gpu; returns pytest's last line."""
-    files = [
-        str(p) for p in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in p.read_text()
-    ]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--tb=short", *files]
-    with (out / "tests.log").open("w") as log:
-        try:
-            options = {"cwd": ROOT, "stdout": log, "stderr": subprocess.STDOUT}
-            subprocess.run(command, timeout=seconds, **options)  # type: ignore[call-overload]
-        except subprocess.TimeoutExpired:
-            log.write(f"\nstopped after {seconds:.0f} s")
-    lines = (out / "tests.log").read_text().strip().splitlines()
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    return "\n".join([*failed[:20], lines[-1] if lines else "no output"])
 
 
 def rows(
@@ -160,6 +143,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * args.minutes
     tests = run_tests(args.out, 60 * args.minutes / 2)
+    sanitizer = run_sanitizer(args.out, 60 * args.minutes / 8)
     copy = copy_gb_per_s()
     found, skipped = [], []
     with (args.out / "gpu.csv").open("w", newline="") as file:
@@ -186,6 +170,7 @@ def main() -> None:
     print("\n".join(f"skipped: {line}" for line in skipped))
     print(report())
     print(f"device copy: {copy:.0f} GB/s, read and write")
+    print(f"compute-sanitizer: {sanitizer}")
     print(f"tests: {tests}")
 
 
