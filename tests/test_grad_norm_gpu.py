@@ -20,6 +20,8 @@ from fastclip.ops import grad_norm_gpu as gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("numel", [1, 1023, 1025, 8192, 16385, 3_000_001])
 def test_norm_and_scaling_of_every_size_dtype_and_alignment(owner, numel, dtype, p):
+    if owner.device == "cpu":
+        numel = min(numel, 100_001)  # fibers are slow; still several chunks for every block
     x = owner.randn(numel, dtype, seed=numel)
     for offset in (0, 1, 3):
         memory = torch.full((numel + 64,), math.nan, device=owner.device, dtype=dtype)
