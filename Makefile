@@ -77,7 +77,7 @@ gpu:
 GUARDS = $(shell g++ -print-file-name=libasan.so) $(shell g++ -print-file-name=libubsan.so)
 SANITIZED = $(abspath $(VENV))/bin/python -m pytest -q --capture=sys -p no:cacheprovider -m 'not slow' \
 	$(addprefix ../tests/test_,memory.py grad_norm.py clip.py clip_state.py unit_clip.py \
-	structure_loss.py structure_loss_autograd.py structure_loss_native.py)
+	structure_loss.py structure_loss_arguments.py structure_loss_autograd.py structure_loss_native.py)
 sanitize: setup
 	FASTCLIP_CUDA=0 FASTCLIP_SANITIZE=address,undefined $(VENV)/bin/python setup.py -q build --build-base build/asan
 	cd build && LD_PRELOAD='$(GUARDS)' \

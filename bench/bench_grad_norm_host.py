@@ -16,11 +16,8 @@ from pathlib import Path
 import gpu_cases
 import measure
 import pytest
-import torch
 
 import fastclip
-from fastclip import native
-from fastclip.ops import grad_norm_gpu as gpu
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 CASES = ("transfuse_s fp32", "1000 x 1000 fp32", "10000 x 100 fp32")
@@ -35,9 +32,7 @@ def road(tmp_path_factory):
     interface.set_device(132, 4, 0, False)
     interface.set_idle(True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "core", core)
-        patch.setattr(gpu, "_cuda_why_not", core.cuda_why_not)
-        patch.setattr(gpu, "_device", lambda kind, index: torch.device("cpu"))
+        cuda_on_host.install(core, patch)
         yield core
 
 

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "cuda/grad_norm.h"
+#include "entry.h"
 
 namespace fastclip {
 
@@ -24,10 +25,6 @@ py::bytes addresses_of(const TensorList& list) {
 #if FASTCLIP_CUDA
 
 namespace {
-
-void require(bool condition, const std::string& message) {
-  if (!condition) throw py::value_error(message);
-}
 
 void require_cuda(const TensorList& list) {
   require(list.device().type == dlpack::kCUDA, "tensors must be on a CUDA device");

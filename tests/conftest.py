@@ -36,15 +36,14 @@ def cuda_on_host(tmp_path_factory):
 @pytest.fixture(params=[*ON_GPU, ON_HOST])
 def owner(request, monkeypatch) -> Owner:
     """This owner of grad_norm, in the place of whichever has the GPU here."""
-    from fastclip import native
+    import cuda_on_host
+
     from fastclip.ops import grad_norm_gpu as gpu
 
     if request.param == ON_HOST:
         core, interface = request.getfixturevalue("cuda_on_host")
         interface.set_device(3, 2, 0, False)
-        monkeypatch.setattr(native, "core", core)
-        monkeypatch.setattr(gpu, "_cuda_why_not", core.cuda_why_not)
-        monkeypatch.setattr(gpu, "_device", lambda kind, index: torch.device("cpu"))
+        cuda_on_host.install(core, monkeypatch)
         return Owner("cpu")
     if request.param == "triton":
         pytest.importorskip("triton")

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -57,6 +58,16 @@ def extension(folder: Path) -> tuple[ModuleType, ctypes.CDLL]:
     interface = _interface(library)
     _bind(module, interface)
     return module, interface
+
+
+def install(module: ModuleType, patch: pytest.MonkeyPatch) -> None:
+    """Has fastclip clip by this extension: CPU tensors by CUDA's road."""
+    from fastclip import native
+    from fastclip.ops import grad_norm_gpu as gpu
+
+    patch.setattr(native, "core", module)
+    patch.setattr(gpu, "_cuda_why_not", module.cuda_why_not)
+    patch.setattr(gpu, "_device", lambda kind, index: torch.device("cpu"))
 
 
 def _bind(module: ModuleType, interface: ctypes.CDLL) -> None:
