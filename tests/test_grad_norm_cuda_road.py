@@ -8,18 +8,23 @@ from gpu_owner import ON_HOST
 
 import fastclip
 
-PAGE = 2040  # tensors in one launch
+PAGE, OLD_PAGE = 2040, 250  # tensors in one launch; where the driver is older than CUDA 12.1
 pytestmark = pytest.mark.parametrize("owner", [ON_HOST], indirect=True)
 
 
 @pytest.fixture
 def road(owner, cuda_on_host):
     """The core under the whole road of a clip, and what it launches."""
-    return cuda_on_host
+    yield cuda_on_host
+    cuda_on_host[1].set_driver(13000)
 
 
-@pytest.mark.parametrize(("count", "pages"), [(1, 1), (382, 1), (PAGE + 1, 2)])
-def test_a_clip_is_a_launch_that_reads_and_one_that_scales(road, count, pages):
+@pytest.mark.parametrize(
+    ("count", "driver", "pages"),
+    [(1, 13000, 1), (382, 13000, 1), (PAGE + 1, 13000, 2), (382, 12000, 2), (OLD_PAGE, 12000, 1)],
+)
+def test_a_clip_is_a_launch_that_reads_and_one_that_scales(road, count, driver, pages):
+    road[1].set_driver(driver)
     launches = road[1].launches
     parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(count)]
     for p in parameters:

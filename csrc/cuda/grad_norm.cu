@@ -9,38 +9,25 @@
 #include <atomic>
 #include <cmath>
 #include <stdexcept>
-#include <string>
+#include <type_traits>
 
 #include "block.h"
 #include "grad_norm.h"
+#include "launch.h"
 #include "numbers.h"
+#include "page.h"
 
 namespace fastclip::cuda {
 namespace {
 
-constexpr int kInFlight = 4;     // 16-byte loads that a thread has under way
-constexpr int kResident = 4;     // blocks of a multiprocessor that registers must allow
-constexpr int kChunkShift = 15;  // 32 KB: two rounds of those loads for a block
-constexpr int64_t kChunkBytes = int64_t{1} << kChunkShift;
-constexpr int kCapacity = 2040;  // with the rest, under the 32,764 bytes of parameters
-constexpr double kEps = 1e-6;    // torch's
+constexpr int kInFlight = 4;   // 16-byte loads that a thread has under way
+constexpr int kResident = 4;   // blocks of a multiprocessor that registers must allow
+constexpr double kEps = 1e-6;  // torch's
 
 // A float32 sum of squares within these bounds lost nothing that matters to overflow or to squares
 // under 2^-126. Outside, the same registers are summed again, scaled by a power of two. float64 is
 // squared as it is: the norm is infinite from 1e154 on, as torch's.
 constexpr float kLow = 1e-25f, kHigh = 1e38f;
-
-struct Entry {
-  void* data;
-  uint32_t end;   // chunks up to and with this tensor
-  uint32_t last;  // elements in its last chunk, and in the low 2 bits its dtype
-};
-
-struct Page {
-  Entry entry[kCapacity];
-  uint32_t tensors;
-  uint32_t chunks;
-};
 
 struct NormLaunch {
   NormResult result;
@@ -51,44 +38,13 @@ struct NormLaunch {
   bool last_page;
 };
 
-static_assert(sizeof(Page) + sizeof(NormLaunch) <= 32764);
-static_assert(kFloatDTypes == 4);
+static_assert(sizeof(NormLaunch) <= 64);
 
 // Tickets are zero when no launch is under way. Launches outside graphs take turns on the first
 // half, far more than can be under way at once; a captured launch owns its ticket for ever, since
 // nobody knows when its graph will run.
 constexpr uint32_t kTickets = 1 << 15;
 __device__ unsigned int g_tickets[2 * kTickets];
-
-// How many elements a whole chunk has, as a power of two: the host divides by it for each tensor.
-constexpr __host__ __device__ int chunk_shift(DType dtype) {
-  return kChunkShift - (dtype == DType::kF64 ? 3 : dtype == DType::kF32 ? 2 : 1);
-}
-
-struct Piece {
-  void* data;
-  int numel;
-  DType dtype;
-};
-
-__device__ Piece find(const Page& page, uint32_t chunk) {
-  uint32_t low = 0, high = page.tensors - 1;
-  while (low < high) {
-    const uint32_t middle = (low + high) / 2;
-    if (chunk < page.entry[middle].end) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
-  }
-  const Entry entry = page.entry[low];
-  const uint32_t begin = low == 0 ? 0 : page.entry[low - 1].end;
-  const DType dtype = static_cast<DType>(entry.last & 3);
-  char* data = static_cast<char*>(entry.data) + (chunk - begin) * kChunkBytes;
-  const bool whole = chunk + 1 < entry.end;
-  const int numel = whole ? 1 << chunk_shift(dtype) : entry.last >> 2;
-  return {data, numel, dtype};
-}
 
 template <NormKind kind>
 __device__ float gather(float sum, float x) {
@@ -199,7 +155,7 @@ __device__ void store_number(void* data, DType dtype, double x) {
 }
 
 // The sum over this page's partials, in thread 0; on the way, the norm of each of its tensors.
-template <NormKind kind>
+template <NormKind kind, class Page>
 __device__ double sum_partials(const Page& page, const NormLaunch& launch) {
   const double* partial = launch.result.work + kWorkHeader;
   double sum = 0;
@@ -224,7 +180,7 @@ __device__ double sum_partials(const Page& page, const NormLaunch& launch) {
   return block_total<kind>(sum);
 }
 
-template <NormKind kind>
+template <NormKind kind, class Page>
 __global__ void __launch_bounds__(kThreads, kResident)
     norm_kernel(const __grid_constant__ Page page, const __grid_constant__ NormLaunch launch) {
   const NormResult& result = launch.result;
@@ -284,6 +240,7 @@ __device__ void scale(const Piece& piece, double factor) {
 }
 
 // Last chunk first: its end is what the L2 cache still holds of the norm's pass.
+template <class Page>
 __global__ void __launch_bounds__(kThreads, kResident)
     scale_kernel(const __grid_constant__ Page page, const __grid_constant__ KnownNorm known,
                  const double max_norm) {
@@ -306,55 +263,6 @@ __global__ void __launch_bounds__(kThreads, kResident)
   }
 }
 
-void check(cudaError_t error) {
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
-  }
-}
-
-// Makes the tensors' device current, and the caller's again afterwards.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    check(cudaGetDevice(&previous_));
-    if (device == previous_) return;
-    check(cudaSetDevice(device));
-    changed_ = true;
-  }
-  ~DeviceGuard() {
-    if (changed_) cudaSetDevice(previous_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int previous_ = 0;
-  bool changed_ = false;
-};
-
-// As many blocks as the device runs at once; asked of the runtime once for each kernel and device.
-template <auto* kernel>
-uint32_t resident_blocks(int device) {
-  static std::atomic<uint32_t> known[64] = {};
-  const bool fits = device < 64;
-  if (fits && known[device] != 0) return known[device];
-  int each = 0, multiprocessors = 0;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads, 0));
-  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  const uint32_t blocks = std::min<int>(std::max(1, each) * multiprocessors, kMaxBlocks);
-  if (fits) known[device] = blocks;
-  return blocks;
-}
-
-template <auto* kernel, class... Arguments>
-void launch(uint32_t chunks, Queue queue, const Arguments&... arguments) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(std::min(std::max(1u, chunks), resident_blocks<kernel>(queue.device)));
-  config.blockDim = dim3(kThreads);
-  config.stream = static_cast<cudaStream_t>(queue.stream);
-  check(cudaLaunchKernelEx(&config, kernel, arguments...));
-}
-
 uint32_t next_ticket(cudaStream_t stream) {
   static std::atomic<uint32_t> eager{0}, captured{0};
   cudaStreamCaptureStatus status;
@@ -365,30 +273,6 @@ uint32_t next_ticket(cudaStream_t stream) {
   return kTickets + ticket;
 }
 
-int64_t chunks_of(const Chunk& tensor) {
-  const int shift = chunk_shift(tensor.dtype);
-  return (tensor.numel + (int64_t{1} << shift) - 1) >> shift;
-}
-
-// The page that starts at tensor `first`; returns where the next one starts.
-size_t fill(Page& page, const Tensors& tensors, size_t first) {
-  const size_t end = std::min<size_t>(tensors.size(), first + kCapacity);
-  int64_t chunks = 0;
-  for (size_t t = first; t < end; ++t) {
-    const Chunk& tensor = tensors[t];
-    const int64_t count = chunks_of(tensor);
-    const int64_t before = std::max<int64_t>(0, count - 1) << chunk_shift(tensor.dtype);
-    const int64_t last = tensor.numel - before;
-    chunks += count;
-    page.entry[t - first] = {
-        tensor.data, static_cast<uint32_t>(chunks),
-        static_cast<uint32_t>(last << 2) | static_cast<uint32_t>(tensor.dtype)};
-  }
-  page.tensors = static_cast<uint32_t>(end - first);
-  page.chunks = static_cast<uint32_t>(chunks);
-  return end;
-}
-
 }  // namespace
 
 bool has_norm(double p) { return p == 1 || p == 2 || (std::isinf(p) && p > 0); }
@@ -396,12 +280,12 @@ bool has_norm(double p) { return p == 1 || p == 2 || (std::isinf(p) && p > 0); }
 int64_t partials(const Tensors& tensors, bool per_tensor) {
   if (!per_tensor) return kMaxBlocks;
   int64_t most = 1;
-  for (size_t first = 0; first < tensors.size(); first += kCapacity) {
-    int64_t chunks = 0;
-    const size_t end = std::min<size_t>(tensors.size(), first + kCapacity);
-    for (size_t t = first; t < end; ++t) chunks += chunks_of(tensors[t]);
-    most = std::max(most, chunks);
-  }
+  with_page(tensors, [&](auto& page) {
+    for (size_t next = 0; next < tensors.size();) {
+      next = fill(page, tensors, next);
+      most = std::max<int64_t>(most, page.chunks);
+    }
+  });
   return most;
 }
 
@@ -411,37 +295,41 @@ void grad_norm(const Tensors& tensors, double p, double max_norm, const NormResu
   const DeviceGuard guard(queue.device);
   NormLaunch args{result, max_norm, 0, next_ticket(static_cast<cudaStream_t>(queue.stream)),
                   true,   false};
-  Page page;
-  size_t next = 0;
-  do {
-    args.first_tensor = static_cast<int64_t>(next);
-    next = fill(page, tensors, next);
-    args.last_page = next == tensors.size();
-    if (p == 2) {
-      launch<norm_kernel<NormKind::kL2>>(page.chunks, queue, page, args);
-    } else if (p == 1) {
-      launch<norm_kernel<NormKind::kL1>>(page.chunks, queue, page, args);
-    } else {
-      launch<norm_kernel<NormKind::kMax>>(page.chunks, queue, page, args);
-    }
-    args.first_page = false;
-  } while (!args.last_page);
+  with_page(tensors, [&](auto& page) {
+    using Page = std::decay_t<decltype(page)>;
+    size_t next = 0;
+    do {
+      args.first_tensor = static_cast<int64_t>(next);
+      next = fill(page, tensors, next);
+      args.last_page = next == tensors.size();
+      if (p == 2) {
+        launch<norm_kernel<NormKind::kL2, Page>>(page.chunks, queue, page, args);
+      } else if (p == 1) {
+        launch<norm_kernel<NormKind::kL1, Page>>(page.chunks, queue, page, args);
+      } else {
+        launch<norm_kernel<NormKind::kMax, Page>>(page.chunks, queue, page, args);
+      }
+      args.first_page = false;
+    } while (!args.last_page);
+  });
 }
 
 void scale_grads(const Tensors& tensors, double max_norm, const KnownNorm& norm, Queue queue) {
   const DeviceGuard guard(queue.device);
-  Page page;
-  // The page read last is scaled first.
-  for (size_t pages = (tensors.size() + kCapacity - 1) / kCapacity; pages > 0; --pages) {
-    fill(page, tensors, (pages - 1) * kCapacity);
-    if (page.chunks > 0) launch<scale_kernel>(page.chunks, queue, page, norm, max_norm);
-  }
+  with_page(tensors, [&](auto& page) {
+    using Page = std::decay_t<decltype(page)>;
+    // The page read last is scaled first.
+    for (size_t pages = (tensors.size() + Page::kCapacity - 1) / Page::kCapacity; pages > 0;) {
+      fill(page, tensors, --pages * Page::kCapacity);
+      if (page.chunks == 0) continue;
+      launch<scale_kernel<Page>>(page.chunks, queue, page, norm, max_norm);
+    }
+  });
 }
 
 const char* why_not(int device) {
   int driver = 0, major = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return "there is no driver";
-  if (driver < 12010) return "the driver is older than CUDA 12.1";  // 4 KB of parameters there
   if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) {
     return "the CUDA runtime sees no such device";
   }

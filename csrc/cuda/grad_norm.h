@@ -44,7 +44,8 @@ bool has_norm(double p);
 // How many doubles of partial sums a call needs behind the header of its work buffer.
 int64_t partials(const Tensors& tensors, bool per_tensor);
 
-// One launch for each 2040 tensors. Same tensors, same device: same bits.
+// One launch for each 2040 tensors, for each 250 where the driver is older than CUDA 12.1. Same
+// tensors, same device: same bits.
 void grad_norm(const Tensors& tensors, double p, double max_norm, const NormResult& result,
                Queue queue);
 

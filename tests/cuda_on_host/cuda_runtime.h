@@ -52,6 +52,7 @@ struct cudaLaunchConfig_t {
 namespace on_host {
 
 struct Device {  // what a test sets before, and reads after, a launch
+  int driver = 13000;
   int multiprocessors = 3;
   int blocks_each = 2;
   int current = 0;
@@ -237,7 +238,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 }
 
 inline cudaError_t cudaDriverGetVersion(int* version) {
-  *version = 13000;
+  *version = on_host::device.driver;
   return cudaSuccess;
 }
 

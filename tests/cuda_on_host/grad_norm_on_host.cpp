@@ -63,6 +63,7 @@ void set_device(int32_t multiprocessors, int32_t blocks_each, uint32_t seed, boo
   on_host::device.launches = 0;
 }
 
+void set_driver(int32_t version) { on_host::device.driver = version; }
 void set_idle(bool idle) { on_host::device.idle = idle; }
 
 int32_t launches() { return on_host::device.launches; }
@@ -102,7 +103,7 @@ const char* scale_grads(void* const* data, const int64_t* numel, const int32_t* 
 // Where a chunk of a list lies, from the table alone: the tensors need not exist.
 void find_chunk(void* const* data, const int64_t* numel, const int32_t* dtype, int32_t count,
                 uint32_t chunk, uint64_t* address, int32_t* chunk_numel, uint32_t* chunks) {
-  auto page = std::make_unique<cuda::Page>();
+  auto page = std::make_unique<cuda::SmallPage>();
   cuda::fill(*page, tensors_of(data, numel, dtype, count), 0);
   *chunks = page->chunks;
   const cuda::Piece piece = cuda::find(*page, chunk);
