@@ -76,7 +76,7 @@ gpu:
 # capture leaves descriptors alone, so that a sanitizer's report comes through.
 GUARDS = $(shell g++ -print-file-name=libasan.so) $(shell g++ -print-file-name=libubsan.so)
 SANITIZED = $(abspath $(VENV))/bin/python -m pytest -q --capture=sys -p no:cacheprovider -m 'not slow' \
-	$(addprefix ../tests/test_,memory.py grad_norm.py clip.py clip_state.py unit_clip.py \
+	$(addprefix ../tests/test_,memory.py grad_norm.py clip.py clip_state.py clip_threads.py unit_clip.py \
 	structure_loss.py structure_loss_arguments.py structure_loss_autograd.py structure_loss_native.py)
 sanitize: setup
 	FASTCLIP_CUDA=0 FASTCLIP_SANITIZE=address,undefined $(VENV)/bin/python setup.py -q build --build-base build/asan

@@ -105,6 +105,21 @@ def bench_clip(case, dtype, clipping, benchmark):
     benchmark(variants["fastclip"])
 
 
+@pytest.mark.parametrize("case", ["1000 x 1000", "10000 x 100"])
+def bench_clip_in_a_loop(case, benchmark):
+    """Calls in a row, as a benchmark of one function has them: all of it is warm."""
+    torch.manual_seed(0)
+    parameters = parameters_of(case, [torch.float32])
+    limit = exact_norm([p.grad for p in parameters]) * 1.5
+    functions = {"torch": nn.utils.clip_grad_norm_, "rewrite": rewrite_}
+    functions["fastclip"] = fastclip.clip_grad_norm_
+    variants = {name: (lambda f=f: f(parameters, limit)) for name, f in functions.items()}
+    medians = measure.interleaved_ms(variants, repeats=40, in_a_loop=4)
+    case = f"{case}, not clipping, in a loop"
+    measure.save("clip_cpu", measure.rows("clip", case, "float32", medians, baseline="torch"))
+    benchmark(variants["fastclip"])
+
+
 @pytest.mark.parametrize("elements", [10**6, 10**7, 10**8])
 def bench_accuracy(elements, benchmark):
     """The norm of one float32 tensor: relative error against float64, and time."""

@@ -135,6 +135,22 @@ def bench_structure_loss(case, dtype, benchmark):
     benchmark(variants["fastclip"])
 
 
+def bench_in_a_loop(benchmark):
+    """Steps in a row, as a benchmark of one function has them: all of it is warm."""
+    case = "3 heads, 16x1x192x256"
+    heads, mask = scene(CASES[case][1], 3, torch.float32)
+    torch._dynamo.reset()
+    losses = {"rewrite, compiled": torch.compile(rewrite)}
+    losses["fastclip"] = lambda x, m: fastclip.structure_loss(x, m, head_weights=HEAD_WEIGHTS)
+    variants = {name: step(loss, heads, mask) for name, loss in losses.items()}
+    medians = measure.interleaved_ms(variants, repeats=15, in_a_loop=8)
+    rows = measure.rows(
+        "structure_loss", f"{case}, in a loop", "float32", medians, baseline="rewrite, compiled"
+    )
+    measure.save("structure_loss_cpu", rows)
+    benchmark(variants["fastclip"])
+
+
 @pytest.mark.parametrize("window", [3, 31, 101])
 def bench_window(window, benchmark):
     heads, mask = scene((16, 1, 192, 256), 3, torch.float32)

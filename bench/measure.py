@@ -18,16 +18,26 @@ COLUMNS = (*KEY, "median_ms", "speedup", "gb_per_s", "error", "torch", "device",
 
 
 def interleaved_ms(
-    variants: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 3
+    variants: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warmup: int = 3,
+    in_a_loop: int = 0,
 ) -> dict[str, float]:
-    """Median milliseconds of each variant; they take turns, so all see the same machine."""
+    """Median milliseconds of each variant; they take turns, so all see the same machine.
+
+    A turn is one call, which finds code, objects and data as cold as the others leave them; or one
+    that is not timed and then `in_a_loop` calls that are, which find them warm.
+    """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for repeat in range(warmup + repeats):
         for name, call in variants.items():
-            start = time.perf_counter()
-            call()
-            if repeat >= warmup:
-                times[name].append((time.perf_counter() - start) * 1e3)
+            if in_a_loop:
+                call()
+            for _ in range(max(1, in_a_loop)):
+                start = time.perf_counter()
+                call()
+                if repeat >= warmup:
+                    times[name].append((time.perf_counter() - start) * 1e3)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -18,6 +18,26 @@ DType promoted(const TensorList& list) {
   return DType::kF32;
 }
 
+// Fills the list; where there is much to read, `pass` begins with what is listed.
+void make(TensorList& list, py::handle tensors, bool take_grads, double p, cpu::NormPass& pass) {
+  constexpr size_t kLook = 32, kStep = 8;  // tensors
+  constexpr size_t kSpare = 1024;          // chunks beyond one a tensor: 256 MB
+  Listing listing(list, tensors.ptr(), take_grads);
+  while (listing.more(kLook, false)) {
+    const int threads = list.has_norm(p) ? pass.followers(list, listing.size()) : 1;
+    if (threads == 1) continue;
+    list.reserve(listing.size() + kSpare);
+    std::optional<py::gil_scoped_release> unlocked;  // from the end of listing to that of reading
+    pass.follow(list, threads, [&] {
+      const bool goes_on = listing.more(kStep, true);
+      if (!goes_on) unlocked.emplace();
+      return goes_on;
+    });
+    break;
+  }
+  listing.all();
+}
+
 }  // namespace
 
 py::list tensors_of(const TensorList& list) {
@@ -34,7 +54,7 @@ double grad_norm(const TensorList& list, double p) {
   require(list.on_cpu(), "tensors must be on the CPU");
   py::gil_scoped_release unlocked;
   double total;
-  cpu::grad_norm(list, {p}, &total, nullptr);
+  cpu::NormPass({p}).finish(list, &total, nullptr);
   return total;
 }
 
@@ -44,7 +64,7 @@ void grad_norms(const TensorList& list, const std::vector<double>& orders, py::h
   const TensorView view = numbers(norms, "norms", DType::kF64, count);
   py::gil_scoped_release unlocked;
   std::vector<double> totals(orders.size());
-  cpu::grad_norm(list, orders, totals.data(), static_cast<double*>(view.data));
+  cpu::NormPass(orders).finish(list, totals.data(), static_cast<double*>(view.data));
 }
 
 void scale_grads(const TensorList& list, double factor) {
@@ -58,13 +78,25 @@ void scale_grads(const TensorList& list, double factor) {
 
 py::object clip_grads(py::handle tensors, bool take_grads, double p, std::optional<double> max_norm,
                       bool finite) {
-  auto list = std::make_unique<TensorList>(tensors.ptr(), take_grads);
+  auto list = std::make_unique<TensorList>();
+  cpu::NormPass pass({p});
+  make(*list, tensors, take_grads, p, pass);
   const bool here = list->on_cpu() && !list->tensors().empty() && list->has_norm(p);
   if (!here) return py::cast(std::move(list));
-  const double norm = grad_norm(*list, p);
+  double norm;
+  {
+    py::gil_scoped_release unlocked;
+    pass.finish(*list, &norm, nullptr);
+  }
   if (finite && !std::isfinite(norm)) return py::cast(std::move(list));
   const double factor = max_norm ? *max_norm / (norm + cpu::kEps) : 1;
-  if (!(factor >= 1)) scale_grads(*list, factor);  // NaN scales too, and makes every gradient NaN
+  if (!(factor >= 1)) {  // NaN scales too, and makes every gradient NaN
+    {
+      py::gil_scoped_release unlocked;
+      pass.scale(*list, factor);
+    }
+    mark_written(tensors_of(*list).ptr());
+  }
   return py::reinterpret_steal<py::object>(new_number(norm, promoted(*list)));
 }
 

@@ -9,10 +9,8 @@ namespace fastclip {
 namespace {
 
 constexpr int64_t kChunkBytes =
-    256 * 1024;                             // a chunk stays in L2 between a first and a second look
-constexpr int64_t kTaskBytes = 128 * 1024;  // a task is the least that a thread gets
-constexpr int64_t kChunkOverheadBytes = 512;  // what starting a chunk costs, in bytes of reading
-constexpr size_t kAhead = 6;                  // tensors whose memory is on its way
+    256 * 1024;               // a chunk stays in L2 between a first and a second look
+constexpr size_t kAhead = 6;  // tensors whose memory is on its way
 
 // A tensor is a Python object, which holds a pointer to torch's, which is three cache lines: in a
 // training step all of them have gone cold. What these words hold is only prefetched.
@@ -27,21 +25,13 @@ void prefetch_pointees(PyObject* object) {
 
 }  // namespace
 
-TensorList::TensorList(PyObject* tensors, bool take_grads) {
-  PyObject* items = PySequence_Fast(tensors, "tensors must be a sequence");
-  if (items == nullptr) throw PythonError{};
-  try {
-    list(items, take_grads);
-  } catch (...) {
-    Py_DECREF(items);
-    release();
-    throw;
-  }
-  Py_DECREF(items);
-  if (tasks_.back() != static_cast<int64_t>(chunks_.size())) tasks_.push_back(chunks_.size());
+TensorList::TensorList(PyObject* tensors, bool take_grads) : TensorList() {
+  Listing(*this, tensors, take_grads).all();
 }
 
-TensorList::~TensorList() { release(); }
+TensorList::~TensorList() {
+  for (PyObject* tensor : tensors_) Py_DECREF(tensor);
+}
 
 bool TensorList::has_norm(double p) const {
   const bool has_identity = p > 0 && !std::isinf(p);  // else torch raises for an empty tensor
@@ -63,43 +53,13 @@ bool TensorList::has_repeats() const {
   return false;
 }
 
-void TensorList::release() {
-  for (PyObject* tensor : tensors_) Py_DECREF(tensor);
-  tensors_.clear();
+void TensorList::reserve(size_t chunks) {
+  chunks_.reserve(chunks);
+  tasks_.reserve(chunks + 1);
 }
 
-// A list may be changed by Python code, which only the `grad` of an odd object runs here: its size
-// is asked for each time, and the object held.
-void TensorList::list(PyObject* items, bool take_grads) {
-  const auto size = [&] { return static_cast<size_t>(PySequence_Fast_GET_SIZE(items)); };
-  const auto item = [&](size_t i) { return PySequence_Fast_GET_ITEM(items, i); };
-  tensors_.reserve(size());
-  chunks_.reserve(size());
-  size_t added = 0;
-  for (size_t i = 0; i < size(); ++i) {
-    if (i + 2 * kAhead < size()) __builtin_prefetch(item(i + 2 * kAhead));
-    if (i + kAhead < size()) prefetch_pointees(item(i + kAhead));
-    PyObject* tensor = item(i);
-    Py_INCREF(tensor);
-    if (take_grads) {
-      PyObject* parameter = tensor;
-      tensor = grad_of(parameter);
-      Py_DECREF(parameter);
-      if (tensor == nullptr) throw PythonError{};
-      if (tensor == Py_None) {
-        Py_DECREF(tensor);
-        continue;
-      }
-      prefetch_pointees(tensor);
-    }
-    tensors_.push_back(tensor);
-    if (tensors_.size() > added + kAhead) add(added++);
-  }
-  while (added < tensors_.size()) add(added++);
-  if (!on_cpu() && has_repeats()) throw Unsupported("a tensor listed twice");
-}
-
-void TensorList::add(size_t index) {
+// Returns false where the storage of chunks is pinned, and full.
+bool TensorList::add(size_t index, bool pinned) {
   const TensorView view = view_of(tensors_[index]);
   const bool on_cpu = view.device.type == dlpack::kCPU || view.device.type == dlpack::kCUDAHost;
   const dlpack::Device device = on_cpu ? dlpack::Device{dlpack::kCPU, 0} : view.device;
@@ -109,14 +69,18 @@ void TensorList::add(size_t index) {
   }
   if (static_cast<int>(view.dtype) >= kFloatDTypes) throw Unsupported("a tensor of integers");
   if (!view.is_dense()) throw Unsupported("a tensor with gaps or overlaps in its memory");
+  const int64_t bytes = view.numel * item_size(view.dtype);
+  const size_t most = static_cast<size_t>(bytes / kChunkBytes) + 1;
+  if (pinned && chunks_.size() + most > chunks_.capacity()) return false;
   dtypes_ |= 1u << static_cast<int>(view.dtype);
   has_empty_ |= view.numel == 0;
-  bytes_ += view.numel * item_size(view.dtype);
+  bytes_ += bytes;
   if (on_cpu) {
     cut(view, static_cast<int32_t>(index));
   } else {
     chunks_.push_back({view.data, view.numel, view.dtype, static_cast<int32_t>(index)});
   }
+  return true;
 }
 
 void TensorList::cut(const TensorView& view, int32_t index) {
@@ -135,6 +99,60 @@ void TensorList::cut(const TensorView& view, int32_t index) {
       open_task_bytes_ = 0;
     }
   }
+}
+
+void TensorList::close() {
+  if (tasks_.back() != static_cast<int64_t>(chunks_.size())) tasks_.push_back(chunks_.size());
+  if (!on_cpu() && has_repeats()) throw Unsupported("a tensor listed twice");
+}
+
+Listing::Listing(TensorList& list, PyObject* tensors, bool take_grads)
+    : list_(list),
+      items_(PySequence_Fast(tensors, "tensors must be a sequence")),
+      take_grads_(take_grads) {
+  if (items_ == nullptr) throw PythonError{};
+  list_.tensors_.reserve(size());
+  list_.chunks_.reserve(size());
+}
+
+Listing::~Listing() { Py_DECREF(items_); }
+
+// A list may be changed by Python code, which only the `grad` of an odd object runs here: its size
+// is asked for each time, and the object held.
+size_t Listing::size() const { return static_cast<size_t>(PySequence_Fast_GET_SIZE(items_)); }
+
+void Listing::all() { more(static_cast<size_t>(-1), false); }
+
+bool Listing::more(size_t count, bool pinned) {
+  const auto item = [&](size_t i) { return PySequence_Fast_GET_ITEM(items_, i); };
+  for (; count > 0 && next_ < size(); --count, ++next_) {
+    if (next_ + 2 * kAhead < size()) __builtin_prefetch(item(next_ + 2 * kAhead));
+    if (next_ + kAhead < size()) prefetch_pointees(item(next_ + kAhead));
+    take(item(next_));
+    if (list_.tensors_.size() <= added_ + kAhead) continue;
+    if (!list_.add(added_, pinned)) return ++next_, false;
+    ++added_;
+  }
+  if (next_ < size()) return true;
+  for (; added_ < list_.tensors_.size(); ++added_) {
+    if (!list_.add(added_, pinned)) return false;
+  }
+  if (!closed_) list_.close();
+  closed_ = true;
+  return false;
+}
+
+void Listing::take(PyObject* tensor) {
+  Py_INCREF(tensor);
+  if (take_grads_) {
+    PyObject* parameter = tensor;
+    tensor = grad_of(parameter);
+    Py_DECREF(parameter);
+    if (tensor == nullptr) throw PythonError{};
+    if (tensor == Py_None) return Py_DECREF(tensor);
+    prefetch_pointees(tensor);
+  }
+  list_.tensors_.push_back(tensor);
 }
 
 }  // namespace fastclip

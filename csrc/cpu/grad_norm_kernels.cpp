@@ -2,7 +2,6 @@
 #include "grad_norm_kernels.h"
 
 #include <math.h>
-#include <omp.h>
 
 #include "sums.h"
 
@@ -123,42 +122,20 @@ FASTCLIP_INLINE void prefetch_start(const Chunk& chunk) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char*)chunk.data + at);
 }
 
-// The chunks of a thread, the same in both passes: where cores have caches of their own, one that
-// writes what another has just read waits for it (twice the time of both passes, with dynamic
-// tasks).
-struct Chunks {
-  int64_t begin, end;
-  Chunks(const Tasks& tasks, int64_t thread, int64_t threads)
-      : begin(tasks.bounds[tasks.count * thread / threads]),
-        end(tasks.bounds[tasks.count * (thread + 1) / threads]) {}
-};
-
-// Calls `work` with each thread's chunks.
-template <class F>
-void share(const Tasks& tasks, F work) {
-  if (tasks.threads <= 1) return work(Chunks(tasks, 0, 1));
-#pragma omp parallel num_threads(tasks.threads)
-  work(Chunks(tasks, omp_get_thread_num(), omp_get_num_threads()));
-}
-
 }  // namespace
 
-void reduce_chunks(const Tasks& tasks, const NormOrder* orders, int64_t order_count,
+void reduce_chunks(const Chunk* chunks, int64_t count, const NormOrder* orders, int64_t order_count,
                    long double* partial) {
-  share(tasks, [=](Chunks mine) {
-    for (int64_t c = mine.begin; c < mine.end; ++c) {
-      if (c + 1 < mine.end) prefetch_start(tasks.chunks[c + 1]);
-      for (int64_t o = 0; o < order_count; ++o) {
-        partial[c * order_count + o] = reduce_chunk(tasks.chunks[c], orders[o].kind, orders[o].p);
-      }
+  for (int64_t c = 0; c < count; ++c) {
+    if (c + 1 < count) prefetch_start(chunks[c + 1]);
+    for (int64_t o = 0; o < order_count; ++o) {
+      *partial++ = reduce_chunk(chunks[c], orders[o].kind, orders[o].p);
     }
-  });
+  }
 }
 
-void scale_chunks(const Tasks& tasks, double factor) {
-  share(tasks, [=](Chunks mine) {
-    for (int64_t c = mine.end - 1; c >= mine.begin; --c) scale_chunk(tasks.chunks[c], factor);
-  });
+void scale_chunks(const Chunk* chunks, int64_t count, double factor) {
+  for (int64_t c = count - 1; c >= 0; --c) scale_chunk(chunks[c], factor);
 }
 
 }  // namespace fastclip::cpu::FASTCLIP_ISA

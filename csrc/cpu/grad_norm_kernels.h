@@ -10,14 +10,6 @@ namespace fastclip::cpu {
 
 enum class NormKind { kL1, kL2, kMax, kMin, kPower };
 
-// Work shared by both passes: chunks, and the task boundaries between them.
-struct Tasks {
-  const Chunk* chunks;
-  const int64_t* bounds;  // task t is chunks bounds[t] .. bounds[t + 1]
-  int64_t count;
-  int threads;
-};
-
 struct NormOrder {
   NormKind kind;
   double p;
@@ -25,10 +17,10 @@ struct NormOrder {
 
 // partial[c][o] = sum of |x|, x^2 or |x|^p over chunk c, or its largest or smallest |x|, for each
 // order o. Memory is read once: a chunk stays in cache from the first order to the last.
-FASTCLIP_DECLARE(void reduce_chunks(const Tasks& tasks, const NormOrder* orders,
+FASTCLIP_DECLARE(void reduce_chunks(const Chunk* chunks, int64_t count, const NormOrder* orders,
                                     int64_t order_count, long double* partial))
 
-// x *= factor over all chunks, each thread's last first: that is what its caches still hold.
-FASTCLIP_DECLARE(void scale_chunks(const Tasks& tasks, double factor))
+// x *= factor over all chunks, the last first: that is what caches still hold.
+FASTCLIP_DECLARE(void scale_chunks(const Chunk* chunks, int64_t count, double factor))
 
 }  // namespace fastclip::cpu
