@@ -60,6 +60,9 @@ def clip_grads_in_step_(
         raise RuntimeError(op.NONFINITE.format(p=p))
     if (found := getattr(optimizer, "found_inf", None)) is not None:
         nonfinite = torch.maximum(nonfinite, found.to(nonfinite.device))
+    elif inverse.device.type == "cpu" and inverse == 1:  # torch's step writes what it scales
+        optimizer.step()
+        return total
     with _attributes(optimizer, grad_scale=inverse.float(), found_inf=nonfinite):
         optimizer.step()
     return total

@@ -95,6 +95,20 @@ def test_a_grad_scale_that_is_there_is_divided_out_and_put_back():
     close(one, two)
 
 
+@pytest.mark.parametrize(("limit", "scaled"), [(1e9, False), (0.05, True)])
+def test_only_a_step_that_clips_has_the_optimizer_write_gradients(limit, scaled):
+    net = model()
+    optimizer = FUSED["adamw"](net.parameters())
+    seen = []
+    optimizer.register_step_pre_hook(lambda o, *_: seen.append(hasattr(o, "grad_scale")))
+    backward(net, 0)
+    before = [p.grad.clone() for p in net.parameters()]
+    fastclip.clip_grads_in_step_(optimizer, limit)
+    assert seen == [scaled]
+    same = [torch.equal(p.grad, g) for p, g in zip(net.parameters(), before, strict=True)]
+    assert not any(same) if scaled else all(same)
+
+
 def test_attributes_are_gone_after_an_exception():
     optimizer = FUSED["adamw"](model().parameters())
 
