@@ -102,7 +102,7 @@ def ninja_file(output: Path) -> str:
             "-Wall -Wextra -Werror=return-type",
             "-fno-math-errno -fno-trapping-math -ffp-contract=fast -Wno-psabi",
             "-Wno-unknown-pragmas -Wno-unused-function -Wno-ignored-attributes",
-            "-Wno-maybe-uninitialized",  # GCC 12's own AVX-512 headers
+            "-Wno-maybe-uninitialized -Wno-uninitialized",  # GCC 12's own AVX-512 headers
             f"-isystem {sysconfig.get_path('include')} -isystem {pybind11.get_include()}",
             f"-DFASTCLIP_X86_LEVELS={int(x86)} -DFASTCLIP_CUDA={int(cuda is not None)}",
             guards,

@@ -94,7 +94,11 @@ py::object structure_loss_total(const py::sequence& logits, py::handle mask, py:
       structure_loss(logits, mask, valid, window, boundary_weight, smooth, weighted_bce);
   const int64_t heads = static_cast<int64_t>(problem.heads.size());
   const int64_t count = heads * problem.images;
-  const TensorView sums_view = numbers(sums, "sums", DType::kF64, 4 * count);
+  std::vector<cpu::LossSums> own_sums(sums.is_none() ? count : 0);
+  cpu::LossSums* image_sums = own_sums.data();
+  if (!sums.is_none()) {
+    image_sums = static_cast<cpu::LossSums*>(numbers(sums, "sums", DType::kF64, 4 * count).data);
+  }
   require(static_cast<int64_t>(factors.size()) == heads, "factors must hold one number per head");
   const bool backward = py::len(grads) > 0;
   if (backward) take_grads(problem, grads);
@@ -104,7 +108,6 @@ py::object structure_loss_total(const py::sequence& logits, py::handle mask, py:
   {
     py::gil_scoped_release unlocked;
     std::vector<double> values(count);
-    auto* image_sums = static_cast<cpu::LossSums*>(sums_view.data);
     if (backward) {
       problem.forward_backward(factors.data(), image_sums, values.data());
     } else {

@@ -62,7 +62,7 @@ def structure_loss_total(
     smooth: float,
     weighted_bce: bool,
     factors: Sequence[float],
-    sums: Tensor,
+    sums: Tensor | None,
     grads: Sequence[Tensor | None],
 ) -> Tensor: ...
 def structure_loss_backward(

@@ -141,8 +141,9 @@ def _check_tensors(heads: list[Tensor], mask: Tensor) -> None:
         raise ValueError(f"logits must be [B, C, H, W], got shape {tuple(first.shape)}")
     if first.dtype not in _LOGIT_DTYPES:
         raise ValueError(f"logits must be floating point, got {first.dtype}")
+    common = (first.shape, first.dtype, first.device)
     for head in heads[1:]:
-        if (head.shape, head.dtype, head.device) != (first.shape, first.dtype, first.device):
+        if (head.shape, head.dtype, head.device) != common:
             raise ValueError(
                 "all heads must share shape, dtype and device, got "
                 f"{tuple(first.shape)} {first.dtype} {first.device} and "

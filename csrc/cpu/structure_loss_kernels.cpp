@@ -97,6 +97,15 @@ class Band {
     return load_raw<Vector>(valid) != 0 ? value : Vector{};
   }
 
+  // Calls `step` with each register of a row, and then with how much of one is left. That comes
+  // behind the loop, in which nothing is called then, so that constants stay in registers.
+  template <class F>
+  FASTCLIP_INLINE void each_register(int64_t width, F step) {
+    int64_t at = 0;
+    for (; at + Row::kStep <= width; at += Row::kStep) step(at, Row::kStep);
+    if (at < width) step(at, width - at);
+  }
+
   // Not inlined, as write_row: a loop of its own has the registers for itself.
   template <bool kKeep>
   __attribute__((noinline)) void add_row(const T* row, T* sigmoid, HeadSums& sums) {
@@ -104,9 +113,9 @@ class Band {
     const Real* valid = rows_.valid;
     const int64_t width = width_;
     Vector bce_sum{}, intersection{}, sigmoids{};
-    for (int64_t at = 0; at < width; at += Row::kStep) {
+    each_register(width, [&](int64_t at, int64_t left) __attribute__((always_inline)) {
       __builtin_prefetch(row + width + at);
-      const Vector x = logit(row + at, valid + at, width - at);
+      const Vector x = logit(row + at, valid + at, left);
       const Vector m = load_raw<Vector>(mask + at), w = load_raw<Vector>(weight + at);
       const Sigmoid known(x);
       const Vector bce = (at_least_0(x) - m * x) + log1p_unit(known.e);
@@ -116,9 +125,9 @@ class Band {
       sigmoids += ws;
       if (kKeep) {
         __builtin_prefetch(sigmoid + width + at, 1);
-        Row::write(sigmoid + at, known.s, width - at);
+        Row::write(sigmoid + at, known.s, left);
       }
-    }
+    });
     sums.bce += Row::widen(bce_sum);
     sums.intersection += Row::widen(intersection);
     sums.sigmoid += Row::widen(sigmoids);
@@ -130,23 +139,23 @@ class Band {
     const Real* valid = rows_.valid;
     const int64_t width = width_;
     const Real g_bce = (Real)g.bce, g_total = (Real)g.total, g_inter = (Real)g.intersection;
-    for (int64_t at = 0; at < width; at += Row::kStep) {
+    each_register(width, [&](int64_t at, int64_t left) __attribute__((always_inline)) {
       Vector s, slope;
       if (kKept) {
-        s = Row::read(grad + at, width - at);
+        s = Row::read(grad + at, left);
         slope = s - s * s;
       } else {
         __builtin_prefetch(row + width + at);
         __builtin_prefetch(grad + width + at, 1);
-        const Sigmoid known(logit(row + at, valid + at, width - at));
+        const Sigmoid known(logit(row + at, valid + at, left));
         s = known.s;
         slope = known.slope;
       }
       const Vector m = load_raw<Vector>(mask + at), w = load_raw<Vector>(weight + at);
       const Vector from_bce = load_raw<Vector>(v + at) * (g_bce * (s - m));
       const Vector from_iou = w * slope * (g_total - g_inter * m);
-      Row::write(grad + at, from_bce + from_iou, width - at);
-    }
+      Row::write(grad + at, from_bce + from_iou, left);
+    });
   }
 
   const LossPass& pass_;

@@ -2,7 +2,8 @@
 // linkage throughout: see the rule in isa.h.
 //
 // Column sums of the mask slide down, and a window's row sum is gathered from runs of 1, 4, 16, ...
-// columns, so its cost is log4(window).
+// columns, so its cost is log4(window). With AVX-512 the window of 31, which every published use of
+// the loss has, is summed in registers instead.
 #pragma once
 
 #include "structure_loss_kernels.h"
@@ -41,7 +42,22 @@ class WeightRows {
     image_ = image;
     first_ = y;
     for (int64_t x = 0; x < length_[0]; ++x) columns_[x] = 0;
-    for (int64_t row = y - pass_.radius_y; row < y + pass_.radius_y; ++row) slide(row, -1);
+    if (!is_direct()) {
+      for (int64_t row = y - pass_.radius_y; row < y + pass_.radius_y; ++row) {
+        if (inside(row)) move(slide(row, -1));
+      }
+      return;
+    }
+    const int64_t top = larger(0, y - pass_.radius_y);
+    const int64_t below = y + pass_.radius_y < pass_.height ? y + pass_.radius_y : pass_.height;
+    const Real* from = mask_row(top, nullptr, nullptr);
+    for (int64_t x = 0; x < width_; x += Row::kStep) {
+      Vector sum{};
+      for (int64_t row = 0; row < below - top; ++row) {
+        sum += Row::read(from + row * width_ + x, width_ - x);
+      }
+      store(columns_ + margin_ + x, sum);
+    }
   }
 
   const Real* bce_weight() const { return pass_.weighted_bce ? weight : valid; }
@@ -52,14 +68,17 @@ class WeightRows {
   };
   Sums next(int64_t y) {
     // A row leaves only if a row above came in.
-    slide(y + pass_.radius_y, y == first_ ? -1 : y - 1 - pass_.radius_y);
+    const Slide slides = slide(y + pass_.radius_y, y == first_ ? -1 : y - 1 - pass_.radius_y);
     mask = mask_row(y, own_mask_, valid);
     if (mask != own_mask_ && width_ % Row::kStep != 0) {
       convert<Row>(mask, own_mask_, width_);
       mask = own_mask_;
     }
-    for (int level = 1, run = 1; level < levels_; ++level, run *= 4) add_runs(level, run);
-    return pass_.valid != nullptr ? weigh<true>() : weigh<false>();
+    const bool masked = pass_.valid != nullptr;
+    if (pass_.weighted_bce) {
+      return masked ? weigh<true, true>(slides) : weigh<false, true>(slides);
+    }
+    return masked ? weigh<true, false>(slides) : weigh<false, false>(slides);
   }
 
  private:
@@ -69,12 +88,13 @@ class WeightRows {
     return row;
   }
 
+  // Whether the mask's rows are read where they lie.
+  bool is_direct() const { return pass_.valid == nullptr && pass_.mask_dtype == Row::kDType; }
+
   // Row y of the mask, zero where it is not valid: in the tensor itself, or written to `buffer`.
   const Real* mask_row(int64_t y, Real* buffer, Real* valid_row) {
     const int64_t at = (image_ * pass_.height + y) * width_;
-    if (pass_.valid == nullptr && pass_.mask_dtype == Row::kDType) {
-      return (const Real*)pass_.mask + at;
-    }
+    if (is_direct()) return (const Real*)pass_.mask + at;
     convert_row<Row>(pass_.mask, pass_.mask_dtype, at, width_, buffer);
     if (pass_.valid == nullptr) return buffer;
     convert_row<Row>(pass_.valid, pass_.valid_dtype, at, width_, valid_row);
@@ -85,21 +105,35 @@ class WeightRows {
     return buffer;
   }
 
+  static constexpr int64_t kRadius31 = 15;
+
   static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
   bool inside(int64_t y) const { return y >= 0 && y < pass_.height; }
 
-  void slide(int64_t enters, int64_t leaves) {
-    if (!inside(enters) && !inside(leaves)) return;
-    const Real* in = inside(enters) ? mask_row(enters, entering_, other_valid_) : outside_;
-    const Real* out = inside(leaves) ? mask_row(leaves, leaving_, other_valid_) : outside_;
-    Real* columns = columns_ + margin_;
-    for (int64_t x = 0; x < width_; x += Row::kStep) {
-      __builtin_prefetch(in + width_ + x);
-      const int64_t left = width_ - x;
-      store(columns + x,
-            load_raw<Vector>(columns + x) + (Row::read(in + x, left) - Row::read(out + x, left)));
+  // The column sums, as a row enters the window and another leaves it.
+  struct Slide {
+    const Real *in, *out;
+    Real* columns;
+    int64_t width;
+    __attribute__((always_inline)) Vector at(int64_t x) const {
+      __builtin_prefetch(in + width + x);
+      const int64_t left = width - x;
+      const Vector change = Row::read(in + x, left) - Row::read(out + x, left);
+      const Vector sums = load_raw<Vector>(columns + x) + change;
+      store(columns + x, sums);
+      return sums;
     }
+  };
+
+  void move(const Slide& rows) {
+    for (int64_t x = 0; x < width_; x += Row::kStep) rows.at(x);
+  }
+
+  Slide slide(int64_t enters, int64_t leaves) {
+    return {inside(enters) ? mask_row(enters, entering_, other_valid_) : outside_,
+            inside(leaves) ? mask_row(leaves, leaving_, other_valid_) : outside_,
+            columns_ + margin_, width_};
   }
 
   // runs[level][i] = sum of columns i .. i + 4^level, from runs of a fourth of that. Where those
@@ -134,27 +168,99 @@ class WeightRows {
     }
   }
 
-  template <bool kMasked>
-  Sums weigh() {
-    const Real share = (Real)(pass_.boundary_weight / pass_.window_area);
-    const Real whole = (Real)pass_.boundary_weight;
+  // Turns the mask's sums over a row's windows into weights, a register of pixels at a time.
+  template <bool kMasked, bool kWeighted>
+  class Weigh {
+   public:
+    explicit Weigh(const WeightRows& rows)
+        : share_((Real)(rows.pass_.boundary_weight / rows.pass_.window_area)),
+          whole_((Real)rows.pass_.boundary_weight),
+          mask_(rows.mask),
+          valid_(rows.valid),
+          weight_(rows.weight),
+          width_(rows.width_) {}
+
+    __attribute__((always_inline)) void at(int64_t x, Vector box) {
+      const Vector m = load_raw<Vector>(mask_ + x);
+      Vector w = 1 + abs(share_ * box - whole_ * m);
+      if (kMasked || x + Row::kStep > width_) w = load_raw<Vector>(valid_ + x) != 0 ? w : Vector{};
+      store(weight_ + x, w);
+      bce_weight_ += kWeighted ? w : load_raw<Vector>(valid_ + x);  // not read back: that waits
+      weighted_mask_ += w * m;
+    }
+
+    Sums sums() const { return {bce_weight_, weighted_mask_}; }
+
+   private:
+    const Real share_, whole_;
+    const Real *const mask_, *const valid_;
+    Real* const weight_;
+    const int64_t width_;
+    Vector bce_weight_{}, weighted_mask_{};
+  };
+
+  // Sums of 31 columns by registers of 16: of 2, 4, 8 and 16 columns, each step a register behind
+  // the last, and two of those less a column. Nothing is written in between: a third less time.
+  struct Sum31 {
+    Vector one, two, four, eight, sixteen;  // the last of each
+    // Takes register t of the columns; `sixteen` is then register t - 4's.
+    __attribute__((always_inline)) void push(Vector next) {
+      const Vector next_two = one + Row::template shifted<1>(one, next);
+      const Vector next_four = two + Row::template shifted<2>(two, next_two);
+      const Vector next_eight = four + Row::template shifted<4>(four, next_four);
+      sixteen = eight + Row::template shifted<8>(eight, next_eight);
+      one = next, two = next_two, four = next_four, eight = next_eight;
+    }
+  };
+
+  template <class Weigh>
+  __attribute__((always_inline)) void weigh_31(Weigh& weigh, const Slide& rows) {
+    constexpr int64_t kStep = Row::kStep, kBehind = 4 * kStep;
+    const int64_t width = (width_ + kStep - 1) / kStep * kStep;
+    Sum31 run{};
+    Vector before{};  // the sixteen to the left
+    const auto box = [&](int64_t x) __attribute__((always_inline)) {
+      const Vector both = before + run.sixteen - load_raw<Vector>(rows.columns + x - kStep);
+      before = run.sixteen;
+      return both;
+    };
+    int64_t x = 0;
+    for (; x < width && x < kBehind; x += kStep) run.push(rows.at(x));
+    for (; x < kBehind; x += kStep) run.push(Vector{});
+    before = run.sixteen;
+    for (; x < width; x += kStep) {
+      run.push(rows.at(x));
+      weigh.at(x - kBehind, box(x - kBehind));
+    }
+    for (x -= kBehind; x < width; x += kStep) {
+      run.push(Vector{});
+      weigh.at(x, box(x));
+    }
+  }
+
+  template <class Weigh>
+  __attribute__((always_inline)) void weigh_runs(Weigh& weigh) {
+    for (int level = 1, run = 1; level < levels_; ++level, run *= 4) add_runs(level, run);
     const Term* term = term_;
     const int terms = terms_;
-    const Real *mask = this->mask, *valid = this->valid, *v = bce_weight();
     const int64_t width = width_;
-    Real* weight = this->weight;
-    Sums sums{};
     for (int64_t x = 0; x < width; x += Row::kStep) {
       Vector box{};
       for (int i = 0; i < terms; ++i) box += term[i].sign * load_raw<Vector>(term[i].from + x);
-      const Vector m = load_raw<Vector>(mask + x);
-      Vector w = 1 + abs(share * box - whole * m);
-      if (kMasked || x + Row::kStep > width) w = load_raw<Vector>(valid + x) != 0 ? w : Vector{};
-      store(weight + x, w);
-      sums.bce_weight += load_raw<Vector>(v + x);
-      sums.mask += w * m;
+      weigh.at(x, box);
     }
-    return sums;
+  }
+
+  template <bool kMasked, bool kWeighted>
+  Sums weigh(const Slide& rows) {
+    Weigh<kMasked, kWeighted> weigh(*this);
+    if (Row::kShifts && pass_.radius_x == kRadius31) {
+      weigh_31(weigh, rows);
+    } else {
+      move(rows);
+      weigh_runs(weigh);
+    }
+    return weigh.sums();
   }
 
   // The window is put together from runs by its digits in base 4 (-1, 0, 1 or 2): 31 is two runs of

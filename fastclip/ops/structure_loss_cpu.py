@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastclip import native
 
-_PLAIN = (Tensor, nn.Parameter)
+_PLAIN = {Tensor, nn.Parameter}
 
 
 def real_dtype(logits: Sequence[Tensor]) -> torch.dtype:
@@ -42,7 +42,7 @@ def takes(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
         and mask.numel() > 0
-        and all(type(t) in _PLAIN for t in (mask, *logits))
+        and {type(mask), *map(type, logits)} <= _PLAIN
         and (valid is None or type(valid) is Tensor)
     )
 
@@ -75,7 +75,9 @@ class _Total(torch.autograd.Function):
         *logits: Tensor,
     ) -> Tensor:
         heads, m, v = plain(logits, mask, valid)
-        sums = torch.empty(len(heads), *mask.shape[:2], 4, dtype=torch.float64, device="cpu")
+        sums = None  # only another backward pass asks for them, which finds them again
+        if not early:
+            sums = torch.empty(len(heads), *mask.shape[:2], 4, dtype=torch.float64, device="cpu")
         wanted = ctx.needs_input_grad[5:] if early else ()
         grads = [torch.empty_like(h) if w else None for h, w in zip(heads, wanted, strict=False)]
         total = native.require().structure_loss_total(heads, m, v, *options, factors, sums, grads)
@@ -89,6 +91,9 @@ class _Total(torch.autograd.Function):
         grads, ctx.grads = ctx.grads, []
         if not grads or torch.is_grad_enabled():  # a second time, half precision, or create_graph
             factors = torch.tensor(ctx.factors, dtype=upstream.dtype, device="cpu")
+            if sums is None:
+                with torch.no_grad():
+                    sums = torch.ops.fastclip.structure_loss(logits, mask, valid, *ctx.options)[1]
             each = (factors * upstream)[:, None, None].expand(sums.shape[:3])
             grads = torch.ops.fastclip.structure_loss_backward(
                 each, sums, sums.new_empty(0), logits, mask, valid, *ctx.options
