@@ -114,7 +114,7 @@ def bench_clip_in_a_loop(case, benchmark):
     functions = {"torch": nn.utils.clip_grad_norm_, "rewrite": rewrite_}
     functions["fastclip"] = fastclip.clip_grad_norm_
     variants = {name: (lambda f=f: f(parameters, limit)) for name, f in functions.items()}
-    medians = measure.interleaved_ms(variants, repeats=40, in_a_loop=4)
+    medians = measure.interleaved_ms(variants, repeats=20, in_a_loop=10)
     case = f"{case}, not clipping, in a loop"
     measure.save("clip_cpu", measure.rows("clip", case, "float32", medians, baseline="torch"))
     benchmark(variants["fastclip"])
