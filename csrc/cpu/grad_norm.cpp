@@ -91,7 +91,10 @@ int NormPass::followers(const TensorList& list, size_t tensors) {
   const int64_t chunks = std::max<int64_t>(1, list.chunks().size());
   const int64_t bytes = list.bytes() + kChunkOverheadBytes * chunks;
   const int64_t expected = bytes / chunks * static_cast<int64_t>(tensors);
-  return list.on_cpu() && expected >= kFollowBytes ? threads_for(expected / kTaskBytes) : 1;
+  // Where threads outnumber processors, one that wakes may wait milliseconds for its turn.
+  const bool crowded = omp_get_max_threads() > omp_get_num_procs();
+  const bool worth = list.on_cpu() && expected >= kFollowBytes && !crowded;
+  return worth ? threads_for(expected / kTaskBytes) : 1;
 }
 
 void NormPass::read(const TensorList& list, int64_t task) {

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <thread>
 
 namespace fastclip::cpu {
 
@@ -21,14 +22,14 @@ class TaskQueue {
 
   // The first task; waits for one. Negative when there is none any more.
   int64_t take_first() {
-    for (;;) {
+    for (int64_t waits = 0;; ++waits) {
       const bool closed = closed_.load(std::memory_order_acquire);
       uint64_t range = range_.load(std::memory_order_acquire);
       while (first(range) < end(range)) {
         if (take(range, range + 1)) return first(range);
       }
       if (closed) return -1;
-      pause();
+      waits < kSpins ? pause() : std::this_thread::yield();
     }
   }
 
@@ -42,6 +43,8 @@ class TaskQueue {
   }
 
  private:
+  static constexpr int64_t kSpins = 4096;  // some 60 us; then another may need the processor
+
   static int64_t first(uint64_t range) { return range & 0xffffffffu; }
   static int64_t end(uint64_t range) { return range >> 32; }
 

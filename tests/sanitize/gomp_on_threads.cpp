@@ -68,6 +68,7 @@ extern "C" {
 int omp_get_max_threads() { return place.team ? 1 : kMaxThreads; }
 int omp_get_thread_num() { return place.thread; }
 int omp_get_num_threads() { return place.team ? place.team->size : 1; }
+int omp_get_num_procs() { return kMaxThreads; }
 
 void GOMP_parallel(void (*body)(void*), void* data, unsigned wanted, unsigned) {
   const int size = place.team ? 1 : wanted ? static_cast<int>(wanted) : kMaxThreads;
