@@ -14,9 +14,9 @@ void structure_loss_forward(const py::sequence& logits, py::handle mask, py::han
                             int64_t window, double boundary_weight, double smooth,
                             bool weighted_bce, py::handle loss, py::handle sums);
 
-// The sum of factors[head] * loss as a new tensor (0-d, the logits' real type), and sums as above,
-// unless they are None.
-// With `grads` (a tensor or None for each head; float32 logits only) also d total / d logits.
+// The sum of factors[head] * loss as a new tensor (0-d, the logits' real type), and unless it is
+// None, sums as above. With `grads` (a tensor or None for each head; float32 logits only) also d
+// total / d logits.
 py::object structure_loss_total(const py::sequence& logits, py::handle mask, py::handle valid,
                                 int64_t window, double boundary_weight, double smooth,
                                 bool weighted_bce, const std::vector<double>& factors,

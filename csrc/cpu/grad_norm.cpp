@@ -97,14 +97,13 @@ int NormPass::followers(const TensorList& list, size_t tensors) {
   return worth ? threads_for(expected / kTaskBytes) : 1;
 }
 
-void NormPass::read(const TensorList& list, int64_t task) {
+void NormPass::read(const TensorList& list, int64_t task, size_t thread) {
   const int64_t begin = list.tasks()[task], count = list.tasks()[task + 1] - begin;
   const int64_t orders = static_cast<int64_t>(orders_.size());
   reduce_chunks(list.chunks().data() + begin, count, orders_.data(), orders,
                 partial_.data() + begin * orders);
-  int32_t& last = last_[omp_get_thread_num()];
-  before_[task] = last;
-  last = static_cast<int32_t>(task);
+  before_[task] = last_[thread];
+  last_[thread] = static_cast<int32_t>(task);
 }
 
 void NormPass::follow(const TensorList& list, int threads, const std::function<bool()>& more) {
@@ -113,8 +112,11 @@ void NormPass::follow(const TensorList& list, int threads, const std::function<b
   last_.assign(threads, -1);
   TaskQueue queue;
   std::exception_ptr error;
-#pragma omp parallel num_threads(threads)
-  if (omp_get_thread_num() == 0) {
+  run(threads, [&](size_t thread, size_t) {
+    if (thread > 0) {
+      for (int64_t task; (task = queue.take_first()) >= 0;) read(list, task, thread);
+      return;
+    }
     try {
       for (bool goes_on = true; goes_on;) {
         goes_on = more();
@@ -124,10 +126,8 @@ void NormPass::follow(const TensorList& list, int threads, const std::function<b
       error = std::current_exception();
     }
     queue.close();
-    for (int64_t task; (task = queue.take_last()) >= 0;) read(list, task);
-  } else {
-    for (int64_t task; (task = queue.take_first()) >= 0;) read(list, task);
-  }
+    for (int64_t task; (task = queue.take_last()) >= 0;) read(list, task, thread);
+  });
   if (error) std::rethrow_exception(error);
   before_.resize(list.tasks().size() - 1);
 }
@@ -144,7 +144,7 @@ void NormPass::finish(const TensorList& list, double* total, double* per_tensor)
   run(threads, [&](int64_t thread, int64_t team) {
     const int64_t begin = first + (tasks - first) * thread / team;
     const int64_t end = first + (tasks - first) * (thread + 1) / team;
-    for (int64_t task = begin; task < end; ++task) read(list, task);
+    for (int64_t task = begin; task < end; ++task) read(list, task, thread);
   });
 
   for (size_t o = 0; o < orders; ++o) {

@@ -35,7 +35,7 @@ class NormPass {
   void scale(const TensorList& list, double factor) const;
 
  private:
-  void read(const TensorList& list, int64_t task);
+  void read(const TensorList& list, int64_t task, size_t thread);
 
   std::vector<NormOrder> orders_;
   std::vector<long double> partial_;  // [chunks, orders]

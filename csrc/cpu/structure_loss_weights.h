@@ -8,6 +8,7 @@
 
 #include "structure_loss_kernels.h"
 #include "structure_loss_row.h"
+#include "structure_loss_window.h"
 
 namespace fastclip::cpu {
 namespace {
@@ -105,8 +106,6 @@ class WeightRows {
     return buffer;
   }
 
-  static constexpr int64_t kRadius31 = 15;
-
   static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
   bool inside(int64_t y) const { return y >= 0 && y < pass_.height; }
@@ -199,42 +198,20 @@ class WeightRows {
     Vector bce_weight_{}, weighted_mask_{};
   };
 
-  // Sums of 31 columns by registers of 16: of 2, 4, 8 and 16 columns, each step a register behind
-  // the last, and two of those less a column. Nothing is written in between: a third less time.
-  struct Sum31 {
-    Vector one, two, four, eight, sixteen;  // the last of each
-    // Takes register t of the columns; `sixteen` is then register t - 4's.
-    __attribute__((always_inline)) void push(Vector next) {
-      const Vector next_two = one + Row::template shifted<1>(one, next);
-      const Vector next_four = two + Row::template shifted<2>(two, next_two);
-      const Vector next_eight = four + Row::template shifted<4>(four, next_four);
-      sixteen = eight + Row::template shifted<8>(eight, next_eight);
-      one = next, two = next_two, four = next_four, eight = next_eight;
-    }
-  };
-
   template <class Weigh>
   __attribute__((always_inline)) void weigh_31(Weigh& weigh, const Slide& rows) {
-    constexpr int64_t kStep = Row::kStep, kBehind = 4 * kStep;
+    constexpr int64_t kStep = Row::kStep, kBehind = Window31<Row>::kBehind * kStep;
     const int64_t width = (width_ + kStep - 1) / kStep * kStep;
-    Sum31 run{};
-    Vector before{};  // the sixteen to the left
-    const auto box = [&](int64_t x) __attribute__((always_inline)) {
-      const Vector both = before + run.sixteen - load_raw<Vector>(rows.columns + x - kStep);
-      before = run.sixteen;
-      return both;
-    };
+    Window31<Row> window;
     int64_t x = 0;
-    for (; x < width && x < kBehind; x += kStep) run.push(rows.at(x));
-    for (; x < kBehind; x += kStep) run.push(Vector{});
-    before = run.sixteen;
+    for (; x < kBehind; x += kStep) window.push(x < width ? rows.at(x) : Vector{});
     for (; x < width; x += kStep) {
-      run.push(rows.at(x));
-      weigh.at(x - kBehind, box(x - kBehind));
+      window.push(rows.at(x));
+      weigh.at(x - kBehind, window.sum(rows.columns + x - kBehind));
     }
     for (x -= kBehind; x < width; x += kStep) {
-      run.push(Vector{});
-      weigh.at(x, box(x));
+      window.push(Vector{});
+      weigh.at(x, window.sum(rows.columns + x));
     }
   }
 
@@ -254,7 +231,7 @@ class WeightRows {
   template <bool kMasked, bool kWeighted>
   Sums weigh(const Slide& rows) {
     Weigh<kMasked, kWeighted> weigh(*this);
-    if (Row::kShifts && pass_.radius_x == kRadius31) {
+    if (Row::kShifts && pass_.radius_x == Window31<Row>::kRadius) {
       weigh_31(weigh, rows);
     } else {
       move(rows);

@@ -38,7 +38,7 @@ struct NormLaunch {
   bool last_page;
 };
 
-static_assert(sizeof(NormLaunch) <= 64);
+static_assert(sizeof(NormLaunch) <= kOtherBytes);
 
 // Tickets are zero when no launch is under way. Launches outside graphs take turns on the first
 // half, far more than can be under way at once; a captured launch owns its ticket for ever, since

@@ -28,19 +28,20 @@ struct Entry {
 };
 
 template <int capacity>
-struct Page {
+struct PageOf {
   static constexpr size_t kCapacity = capacity;
   Entry entry[capacity];
   uint32_t tensors;
   uint32_t chunks;
 };
 
-// A kernel may have 32,764 bytes of parameters from the driver of CUDA 12.1 on, 4 KB before. A page
-// leaves 64 bytes for the others. Short lists take the small page anyway: there is less to copy.
-using SmallPage = Page<250>;
-using LargePage = Page<2040>;
-static_assert(sizeof(SmallPage) + 64 <= 4096);
-static_assert(sizeof(LargePage) + 64 <= 32764);
+// A kernel may have 32,764 bytes of parameters from the driver of CUDA 12.1 on, 4 KB before. Short
+// lists take the small page anyway: there is less to copy.
+constexpr size_t kOtherBytes = 64;  // what a page leaves to a kernel's other parameters
+using SmallPage = PageOf<250>;
+using LargePage = PageOf<2040>;
+static_assert(sizeof(SmallPage) + kOtherBytes <= 4096);
+static_assert(sizeof(LargePage) + kOtherBytes <= 32764);
 
 // Calls `use` with an empty page of the size that this list takes.
 template <class Use>
@@ -56,11 +57,6 @@ void with_page(const Tensors& tensors, Use use) {
   }
 }
 
-inline int64_t chunks_of(const Chunk& tensor) {
-  const int shift = chunk_shift(tensor.dtype);
-  return (tensor.numel + (int64_t{1} << shift) - 1) >> shift;
-}
-
 // The page that starts at tensor `first`; returns where the next one starts.
 template <class Page>
 size_t fill(Page& page, const Tensors& tensors, size_t first) {
@@ -68,9 +64,9 @@ size_t fill(Page& page, const Tensors& tensors, size_t first) {
   int64_t chunks = 0;
   for (size_t t = first; t < end; ++t) {
     const Chunk& tensor = tensors[t];
-    const int64_t count = chunks_of(tensor);
-    const int64_t before = std::max<int64_t>(0, count - 1) << chunk_shift(tensor.dtype);
-    const int64_t last = tensor.numel - before;
+    const int shift = chunk_shift(tensor.dtype);
+    const int64_t count = (tensor.numel + (int64_t{1} << shift) - 1) >> shift;
+    const int64_t last = tensor.numel - (std::max<int64_t>(0, count - 1) << shift);
     chunks += count;
     page.entry[t - first] = {
         tensor.data, static_cast<uint32_t>(chunks),
