@@ -22,7 +22,11 @@ from setuptools.errors import CompileError
 CSRC = Path(__file__).parent.resolve() / "csrc"
 SANITIZE = CSRC.parent / "tests" / "sanitize"
 NATIVE = os.environ.get("FASTCLIP_NATIVE", "1") != "0"
-X86_LEVELS = {"baseline": "", "v3": "-march=x86-64-v3", "v4": "-march=x86-64-v4"}
+X86_LEVELS = {
+    "baseline": "",
+    "v3": "-march=x86-64-v3",
+    "v4": "-march=x86-64-v4 -Wno-maybe-uninitialized -Wno-uninitialized",  # GCC 12's own headers
+}
 
 NO_COMPILER = """
 fastclip needs a C++17 compiler to build its kernels, and {compiler!r} {problem}.
@@ -102,7 +106,6 @@ def ninja_file(output: Path) -> str:
             "-Wall -Wextra -Werror=return-type",
             "-fno-math-errno -fno-trapping-math -ffp-contract=fast -Wno-psabi",
             "-Wno-unknown-pragmas -Wno-unused-function -Wno-ignored-attributes",
-            "-Wno-maybe-uninitialized -Wno-uninitialized",  # GCC 12's own AVX-512 headers
             f"-isystem {sysconfig.get_path('include')} -isystem {pybind11.get_include()}",
             f"-DFASTCLIP_X86_LEVELS={int(x86)} -DFASTCLIP_CUDA={int(cuda is not None)}",
             guards,
