@@ -96,21 +96,29 @@ def test_jacobian_is_zero_between_images():
     torch.testing.assert_close(jacobian.sum((0, 1)) / 2, gradient(x[0], m[0]))
 
 
-@pytest.mark.xfail(
-    IS_KERNEL,
-    raises=RuntimeError,
-    strict=True,
-    reason="is_grads_batched uses the older batching, for which the backward op has no rule",
-)
-def test_batched_upstream_gradients():
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_batched_upstream_gradients(reduction, dtype):
+    xs, m = samples(heads=2)
+    leaves = [x[0].to(dtype).requires_grad_() for x in xs]
+    weights = {"head_weights": (0.7, 0.3)} if reduction == "mean" else {}
+    value = loss(leaves, m[0], reduction=reduction, **weights)
+    upstream = torch.randn(3, *value.shape, dtype=value.dtype)
+    got = torch.autograd.grad(value, leaves, upstream, retain_graph=True, is_grads_batched=True)
+    for row, one in enumerate(upstream):
+        expected = torch.autograd.grad(value, leaves, one, retain_graph=True)
+        torch.testing.assert_close([batch[row] for batch in got], list(expected))
+
+
+def test_vectorized_jacobian():
     (x,), m = samples()
-    leaf = x[0].clone().requires_grad_()
-    each = loss(leaf, m[0], reduction="none")  # [2, 1]
-    upstream = torch.randn(3, 2, 1)
-    (got,) = torch.autograd.grad(each, leaf, upstream, retain_graph=True, is_grads_batched=True)
-    for row, one in zip(got, upstream, strict=True):
-        expected = torch.autograd.grad(each, leaf, one, retain_graph=True)[0]
-        torch.testing.assert_close(row, expected)
+    one_by_one, at_once = (
+        torch.autograd.functional.jacobian(
+            lambda x: loss(x, m[0], reduction="none"), x[0], vectorize=vectorize
+        )
+        for vectorize in (False, True)
+    )
+    torch.testing.assert_close(at_once, one_by_one)
 
 
 @pytest.mark.skipif(not IS_KERNEL, reason="the reference has forward-mode derivatives")

@@ -19,6 +19,7 @@ class Band {
   typedef typename Row::Real Real;
   typedef typename Row::Vector Vector;
   typedef typename Row::Sum Sum;
+  static constexpr bool kTakesBoth = Row::kDType == DType::kF32 && sizeof(T) == sizeof(float);
 
   Band(const LossPass& pass, char* memory)
       : pass_(pass),
@@ -37,7 +38,7 @@ class Band {
       for (int64_t h = 0; h < pass_.head_count; ++h) {
         const T* row = (const T*)pass_.heads[h].logits + at;
         T* grad = kKeep ? (T*)pass_.heads[h].grad : nullptr;
-        grad != nullptr ? add_row<true>(row, grad + at, sums_[h])
+        grad != nullptr ? add_row<kKeep>(row, grad + at, sums_[h])
                         : add_row<false>(row, nullptr, sums_[h]);
       }
     });
@@ -195,7 +196,7 @@ void run(const LossPass& pass) {
     AnyBand band(pass, pass.scratch + omp_get_thread_num() * pass.scratch_bytes);
     const int64_t units = pass.images * pass.bands;
     if (pass.work == LossWork::kBoth) {
-      both(pass, band);
+      if constexpr (AnyBand::kTakesBoth) both(pass, band);
     } else {
 #pragma omp for schedule(dynamic, 1)
       for (int64_t u = 0; u < units; ++u) {

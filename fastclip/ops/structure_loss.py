@@ -18,7 +18,7 @@ from torch import Tensor
 from fastclip import native
 from fastclip.ops import structure_loss_cpu as cpu
 from fastclip.ops.structure_loss_cpu import plain, real_dtype
-from fastclip.ops.structure_loss_func import Transformed
+from fastclip.ops.structure_loss_func import Transformed, batched_backward
 
 _OPTIONS = "int window, float boundary_weight, float smooth, bool weighted_bce"
 _INPUTS = f"Tensor[] logits, Tensor mask, Tensor? valid, {_OPTIONS}"
@@ -161,6 +161,7 @@ def _triton_backward(grad_loss: Tensor, *inputs: Any) -> list[Tensor]:
 
 torch.library.impl("fastclip::structure_loss", _TRITON_DEVICES, _triton_forward)
 torch.library.impl("fastclip::structure_loss_backward", _TRITON_DEVICES, _triton_backward)
+torch.library.impl("fastclip::structure_loss_backward", "Batched", batched_backward)
 
 
 @torch.library.register_fake("fastclip::structure_loss")

@@ -89,7 +89,10 @@ class _Total(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> Any:
         sums, mask, valid, *logits = ctx.saved_tensors  # checks that none was changed meanwhile
         grads, ctx.grads = ctx.grads, []
-        if not grads or torch.is_grad_enabled():  # a second time, half precision, or create_graph
+        batched = torch._C._functorch.is_legacy_batchedtensor(upstream)
+        # `grads` is empty a second time, and in half precision; gradients are recorded under
+        # create_graph, which raises.
+        if batched or not grads or torch.is_grad_enabled():
             factors = torch.tensor(ctx.factors, dtype=upstream.dtype, device="cpu")
             if sums is None:
                 with torch.no_grad():

@@ -1,4 +1,4 @@
-"""`structure_loss` under torch.func: vmap, grad, jacrev and their compositions."""
+"""`structure_loss` under torch.func (vmap, grad, jacrev, all composed) and batched gradients."""
 
 from __future__ import annotations
 
@@ -6,6 +6,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastclip.ops.structure_loss_cpu import real_dtype
+
+
+def batched_backward(grad_loss: Tensor, sums: Tensor, *inputs: Any) -> list[Tensor]:
+    """The backward op for a batch of upstream gradients: unit gradients, times each of them.
+
+    `is_grads_batched` and `jacobian(vectorize=True)` ask for it, whose batching is older than
+    torch.func's.
+    """
+    logits = inputs[1]
+    ones = torch.ones(sums.shape[:3], dtype=real_dtype(logits), device=sums.device)
+    units = torch.ops.fastclip.structure_loss_backward(ones, sums, *inputs)
+    return [
+        (g[..., None, None] * unit).to(unit.dtype)
+        for g, unit in zip(grad_loss.unbind(), units, strict=True)
+    ]
 
 
 class Transformed(torch.autograd.Function):
