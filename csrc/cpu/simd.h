@@ -102,9 +102,8 @@ FASTCLIP_INLINE f32v bfloat_to_float(u16v b) {
 FASTCLIP_INLINE u16v float_to_bfloat(f32v x) {
   const u32v bits = bit_cast<u32v>(x);
   const u32v rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // nearest, ties to even
-  const u32v is_nan = (u32v)((bits & 0x7fffffffu) > (u32v{} + 0x7f800000u));
-  const u32v out = (is_nan & 0x7fc0u) | (~is_nan & rounded);
-  return __builtin_convertvector(out, u16v);
+  const u32v nan = u32v{} + 0x7fc0u;
+  return __builtin_convertvector(x == x ? rounded : nan, u16v);
 }
 
 FASTCLIP_INLINE f32v load(const float* p) { return load_raw<f32v>(p); }

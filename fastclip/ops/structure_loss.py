@@ -125,20 +125,7 @@ def _forward(
     return loss, sums, columns
 
 
-@torch.library.impl("fastclip::structure_loss_backward", "cpu")
-def _backward(
-    grad_loss: Tensor,
-    sums: Tensor,
-    columns: Tensor,
-    logits: Sequence[Tensor],
-    mask: Tensor,
-    valid: Tensor | None,
-    *options: Any,
-) -> list[Tensor]:
-    inputs = plain(logits, mask, valid)
-    grads = [torch.empty_like(head) for head in inputs[0]]
-    native.require().structure_loss_backward(grad_loss.contiguous(), *inputs, sums, *options, grads)
-    return grads
+torch.library.impl("fastclip::structure_loss_backward", "cpu", cpu.backward)
 
 
 def _triton_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -33,6 +33,22 @@ def plain(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> tuple
     return [head.contiguous() for head in logits], mask.contiguous(), valid
 
 
+def backward(
+    grad_loss: Tensor,
+    sums: Tensor,
+    columns: Tensor,
+    logits: Sequence[Tensor],
+    mask: Tensor,
+    valid: Tensor | None,
+    *options: Any,
+) -> list[Tensor]:
+    """The op `structure_loss_backward`."""
+    inputs = plain(logits, mask, valid)
+    grads = [torch.empty_like(head) for head in inputs[0]]
+    native.require().structure_loss_backward(grad_loss.contiguous(), *inputs, sums, *options, grads)
+    return grads
+
+
 def takes(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> bool:
     """Whether `total` is for these tensors, here and now."""
     return (
@@ -90,17 +106,15 @@ class _Total(torch.autograd.Function):
         sums, mask, valid, *logits = ctx.saved_tensors  # checks that none was changed meanwhile
         grads, ctx.grads = ctx.grads, []
         batched = torch._C._functorch.is_legacy_batchedtensor(upstream)
-        # `grads` is empty a second time, and in half precision; gradients are recorded under
-        # create_graph, which raises.
-        if batched or not grads or torch.is_grad_enabled():
+        through_op = batched or torch.is_grad_enabled()  # create_graph, for which the op raises
+        if through_op or not grads:  # none are left a second time, none are early in half precision
             factors = torch.tensor(ctx.factors, dtype=upstream.dtype, device="cpu")
             if sums is None:
                 with torch.no_grad():
                     sums = torch.ops.fastclip.structure_loss(logits, mask, valid, *ctx.options)[1]
-            each = (factors * upstream)[:, None, None].expand(sums.shape[:3])
-            grads = torch.ops.fastclip.structure_loss_backward(
-                each, sums, sums.new_empty(0), logits, mask, valid, *ctx.options
-            )
+            each = (factors * upstream).view(-1, 1, 1).expand(sums.shape[:3])
+            run = torch.ops.fastclip.structure_loss_backward if through_op else backward
+            grads = run(each, sums, sums.new_empty(0), logits, mask, valid, *ctx.options)
         elif (scale := upstream.item()) != 1:
             torch._foreach_mul_([grad for grad in grads if grad is not None], scale)
         return None, None, None, None, None, *grads
