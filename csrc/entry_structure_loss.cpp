@@ -102,8 +102,6 @@ py::object structure_loss_total(const py::sequence& logits, py::handle mask, py:
   require(static_cast<int64_t>(factors.size()) == heads, "factors must hold one number per head");
   const bool backward = py::len(grads) > 0;
   if (backward) take_grads(problem, grads);
-  require(!backward || problem.logits_dtype == DType::kF32,
-          "gradients are found in the forward pass for float32 only");
   double total = 0;
   {
     py::gil_scoped_release unlocked;

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from test_structure_loss import LOGITS, needs_native, relative, scene
+from test_structure_loss import DEFAULTS, LOGITS, needs_native, relative, scene
 
 import fastclip
 from fastclip.ops import structure_loss as op
@@ -28,11 +28,12 @@ def total_ref(logits, m, valid, weights, *options):
     return (loss * torch.tensor(weights, dtype=loss.dtype)[:, None, None]).mean((1, 2)).sum()
 
 
+@pytest.mark.parametrize("logits", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("upstream", [1.0, 0.37, 65536.0])
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("shape", [(1, 1, 70, 33), (2, 2, 40, 64), (16, 1, 9, 20), (1, 1, 1, 1)])
-def test_the_total_and_its_gradients_in_one_call(shape, heads, upstream):
-    xs, m = scene(shape, heads=heads, soft=True)
+def test_the_total_and_its_gradients_in_one_call(shape, heads, upstream, logits):
+    xs, m = scene(shape, logits, heads=heads, soft=True)
     valid = torch.rand(shape) > 0.2
     valid[0, 0, 0, 0] = True
     for v, weighted in ((None, True), (valid, True), (None, False)):
@@ -44,6 +45,14 @@ def test_the_total_and_its_gradients_in_one_call(shape, heads, upstream):
         assert relative(ours[0], exact[0]) <= max(2 * relative(theirs[0], exact[0]), 1e-6)
         for mine, torchs, true in zip(ours[1], theirs[1], exact[1], strict=True):
             assert relative(mine, true) <= max(2 * relative(torchs, true), 1e-6)
+
+
+@pytest.mark.parametrize("upstream", [1.0, 0.37, -0.25, 0.0])
+def test_bfloat16_gradients_are_rounded_once(upstream):
+    xs, m = scene((2, 1, 40, 64), torch.bfloat16)
+    (ours,) = total(op.structure_loss_total, xs, m, None, DEFAULTS, upstream)[1]
+    (single,) = total(op.structure_loss_total, [xs[0].float()], m, None, DEFAULTS, upstream)[1]
+    assert (ours != single.bfloat16()).float().mean() < 0.01  # a quarter, if rounded twice
 
 
 @pytest.mark.parametrize("logits", LOGITS)

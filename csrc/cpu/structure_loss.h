@@ -22,7 +22,7 @@ struct StructureLoss {
   void forward(LossSums* sums, double* loss) const;
 
   // Both in one: upstream[heads] is the gradient of every image's loss. Heads without room for a
-  // gradient get none. float32 only.
+  // gradient get none.
   void forward_backward(const double* upstream, LossSums* sums, double* loss) const;
 
   // Writes each head's gradient, given the upstream gradient of loss[heads][images].

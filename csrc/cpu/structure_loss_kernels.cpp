@@ -19,7 +19,8 @@ class Band {
   typedef typename Row::Real Real;
   typedef typename Row::Vector Vector;
   typedef typename Row::Sum Sum;
-  static constexpr bool kTakesBoth = Row::kDType == DType::kF32 && sizeof(T) == sizeof(float);
+  // float64 would lose digits of a slope near 0, and half precisions those of the sigmoid.
+  static constexpr bool kKeeps = Row::kDType == DType::kF32 && sizeof(T) == sizeof(float);
 
   Band(const LossPass& pass, char* memory)
       : pass_(pass),
@@ -169,23 +170,24 @@ class Band {
 // still in cache for the second look, its last band first; else all threads share every image.
 template <class AnyBand>
 void both(const LossPass& pass, AnyBand& band) {
+  constexpr bool kKept = AnyBand::kKeeps;
   if (pass.images >= 4 * pass.threads || pass.images % pass.threads == 0) {
 #pragma omp for schedule(dynamic, 1)
     for (int64_t image = 0; image < pass.images; ++image) {
-      for (int64_t b = 0; b < pass.bands; ++b) band.template sum<true>(image, b);
+      for (int64_t b = 0; b < pass.bands; ++b) band.template sum<kKept>(image, b);
       find_gradients(pass, image);
-      for (int64_t b = pass.bands - 1; b >= 0; --b) band.template differentiate<true>(image, b);
+      for (int64_t b = pass.bands - 1; b >= 0; --b) band.template differentiate<kKept>(image, b);
     }
     return;
   }
   const int64_t units = pass.images * pass.bands;
 #pragma omp for schedule(dynamic, 1)
-  for (int64_t u = 0; u < units; ++u) band.template sum<true>(u / pass.bands, u % pass.bands);
+  for (int64_t u = 0; u < units; ++u) band.template sum<kKept>(u / pass.bands, u % pass.bands);
 #pragma omp for schedule(dynamic, 1)
   for (int64_t image = 0; image < pass.images; ++image) find_gradients(pass, image);
 #pragma omp for schedule(dynamic, 1)
   for (int64_t u = 0; u < units; ++u) {
-    band.template differentiate<true>(u / pass.bands, u % pass.bands);
+    band.template differentiate<kKept>(u / pass.bands, u % pass.bands);
   }
 }
 
@@ -196,7 +198,7 @@ void run(const LossPass& pass) {
     AnyBand band(pass, pass.scratch + omp_get_thread_num() * pass.scratch_bytes);
     const int64_t units = pass.images * pass.bands;
     if (pass.work == LossWork::kBoth) {
-      if constexpr (AnyBand::kTakesBoth) both(pass, band);
+      both(pass, band);
     } else {
 #pragma omp for schedule(dynamic, 1)
       for (int64_t u = 0; u < units; ++u) {

@@ -28,8 +28,8 @@ struct LossGradient {
 enum class LossWork {
   kSums,       // fills sums
   kGradients,  // writes each head's gradient, from gradients
-  kBoth,       // fills sums, finds gradients for `upstream`, writes each head's; float32 only,
-               // since the sigmoids wait in the gradient's place
+  kBoth,       // fills sums, finds gradients for `upstream`, writes each head's; in float32 the
+               // sigmoids wait in the gradient's place
 };
 
 // One pass over all images. A band is a run of rows of one image: the unit of a thread's work.

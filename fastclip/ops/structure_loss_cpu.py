@@ -1,13 +1,14 @@
 """`structure_loss` on the CPU: the registered op's kernels, and the eager road to the total.
 
-The eager road makes the weighted total and, in float32, every gradient in one native call: while an
-image is in cache, and with no op of torch's around it. The gradients are those of the total itself;
-another upstream gradient than 1 scales them. Traced code, tensor subclasses and torch.func go
-through the op.
+The eager road makes the weighted total and every gradient in one native call: while an image is in
+cache, and with no op of torch's around it. The gradients are those of the total itself; another
+upstream gradient than 1 scales them. Float16's wait for it: unscaled they underflow. Traced code,
+tensor subclasses and torch.func go through the op.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,7 +73,7 @@ def total(
 ) -> Tensor:
     """The sum over heads, images and channels of factors[head] * loss: 0-d."""
     early = (
-        logits[0].dtype == torch.float32
+        logits[0].dtype != torch.float16
         and torch.is_grad_enabled()
         and any(head.requires_grad for head in logits)
     )
@@ -107,7 +108,7 @@ class _Total(torch.autograd.Function):
         grads, ctx.grads = ctx.grads, []
         batched = torch._C._functorch.is_legacy_batchedtensor(upstream)
         through_op = batched or torch.is_grad_enabled()  # create_graph, for which the op raises
-        if through_op or not grads:  # none are left a second time, none are early in half precision
+        if through_op or not (grads and _scale(grads, upstream.item())):
             factors = torch.tensor(ctx.factors, dtype=upstream.dtype, device="cpu")
             if sums is None:
                 with torch.no_grad():
@@ -115,6 +116,14 @@ class _Total(torch.autograd.Function):
             each = (factors * upstream).view(-1, 1, 1).expand(sums.shape[:3])
             run = torch.ops.fastclip.structure_loss_backward if through_op else backward
             grads = run(each, sums, sums.new_empty(0), logits, mask, valid, *ctx.options)
-        elif (scale := upstream.item()) != 1:
-            torch._foreach_mul_([grad for grad in grads if grad is not None], scale)
         return None, None, None, None, None, *grads
+
+
+def _scale(grads: list[Tensor | None], factor: float) -> bool:
+    """Scales gradients in place; not where bfloat16 would be rounded once more."""
+    present = [grad for grad in grads if grad is not None]
+    if present[0].dtype == torch.bfloat16 and abs(math.frexp(factor)[0]) != 0.5:
+        return False
+    if factor != 1:
+        torch._foreach_mul_(present, factor)
+    return True
