@@ -110,6 +110,18 @@ def test_batched_upstream_gradients(reduction, dtype):
         torch.testing.assert_close([batch[row] for batch in got], list(expected))
 
 
+def test_float16_gradients_meet_their_loss_scale_before_they_underflow():
+    (x,), m = scene((2, 1, 192, 256), torch.float16)
+    scale = 65536.0
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf, m) * scale, leaf)
+    torch.testing.assert_close(grad(lambda x: loss(x, m) * scale)(x), expected)
+    value = loss(leaf, m)
+    upstream = torch.tensor([scale, 2 * scale])
+    (got,) = torch.autograd.grad(value, leaf, upstream, is_grads_batched=True)
+    torch.testing.assert_close(got, torch.stack([expected, 2 * expected]))
+
+
 def test_vectorized_jacobian():
     (x,), m = samples()
     one_by_one, at_once = (

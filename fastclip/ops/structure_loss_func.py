@@ -1,7 +1,12 @@
-"""`structure_loss` under torch.func (vmap, grad, jacrev, all composed) and batched gradients."""
+"""`structure_loss` under torch.func (vmap, grad, jacrev, all composed) and batched gradients.
+
+Both scale unit gradients by the upstream ones. The units are made from widened logits: float16's
+would underflow before a loss scale comes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,23 +15,29 @@ from torch import Tensor
 from fastclip.ops.structure_loss_cpu import real_dtype
 
 
-def batched_backward(grad_loss: Tensor, sums: Tensor, *inputs: Any) -> list[Tensor]:
-    """The backward op for a batch of upstream gradients: unit gradients, times each of them.
+def batched_backward(
+    grad_loss: Tensor, sums: Tensor, columns: Tensor, logits: Sequence[Tensor], *inputs: Any
+) -> list[Tensor]:
+    """The backward op for a batch of upstream gradients.
 
     `is_grads_batched` and `jacobian(vectorize=True)` ask for it, whose batching is older than
     torch.func's.
     """
-    logits = inputs[1]
-    ones = torch.ones(sums.shape[:3], dtype=real_dtype(logits), device=sums.device)
-    units = torch.ops.fastclip.structure_loss_backward(ones, sums, *inputs)
+    real = real_dtype(logits)
+    ones = torch.ones(sums.shape[:3], dtype=real, device=sums.device)
+    wide = [head.to(real) for head in logits]
+    units = torch.ops.fastclip.structure_loss_backward(ones, sums, columns, wide, *inputs)
+    return _scaled(units, grad_loss, logits[0].dtype)
+
+
+def _scaled(units: Sequence[Tensor], grad_loss: Tensor, dtype: torch.dtype) -> list[Tensor]:
     return [
-        (g[..., None, None] * unit).to(unit.dtype)
-        for g, unit in zip(grad_loss.unbind(), units, strict=True)
+        (g[..., None, None] * u).to(dtype) for g, u in zip(grad_loss.unbind(), units, strict=True)
     ]
 
 
 class Transformed(torch.autograd.Function):
-    """The loss of every head, image and channel, and its gradient by their logits: unit gradients.
+    """The loss of every head, image and channel, and its unit gradients by their logits.
 
     With both as outputs nothing but tensors has to be saved, as torch.func's rules want it, and a
     mapped dimension goes into the batch.
@@ -37,7 +48,8 @@ class Transformed(torch.autograd.Function):
         mask: Tensor, valid: Tensor | None, options: tuple[Any, ...], *logits: Tensor
     ) -> tuple[Tensor, ...]:
         with torch.enable_grad():
-            leaves = [head.detach().requires_grad_() for head in logits]
+            real = real_dtype(logits)
+            leaves = [head.detach().to(real).requires_grad_() for head in logits]
             loss = torch.ops.fastclip.structure_loss(leaves, mask, valid, *options)[0]
             units = torch.autograd.grad(loss.sum(), leaves)
         return (loss.detach(), *units)
@@ -45,6 +57,7 @@ class Transformed(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.save_for_backward(*output[1:])
+        ctx.logits_dtype = inputs[3].dtype
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -54,11 +67,7 @@ class Transformed(torch.autograd.Function):
         units = ctx.saved_tensors
         if grad_loss is None:
             return None, None, None, *(None for _ in units)
-        scaled = [
-            (g[..., None, None] * unit).to(unit.dtype)
-            for g, unit in zip(grad_loss, units, strict=True)
-        ]
-        return None, None, None, *scaled
+        return None, None, None, *_scaled(units, grad_loss, ctx.logits_dtype)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
