@@ -52,7 +52,7 @@ def test_bfloat16_gradients_are_rounded_once(upstream):
     xs, m = scene((2, 1, 40, 64), torch.bfloat16)
     (ours,) = total(op.structure_loss_total, xs, m, None, DEFAULTS, upstream)[1]
     (single,) = total(op.structure_loss_total, [xs[0].float()], m, None, DEFAULTS, upstream)[1]
-    assert (ours != single.bfloat16()).float().mean() < 0.01  # a quarter, if rounded twice
+    assert (ours != single.bfloat16()).float().mean() < 0.01  # 0.45 at 0.37, if rounded twice
 
 
 @pytest.mark.parametrize("logits", LOGITS)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import needs_train  # noqa: F401
 import pytest
 import torch
 
-for module in ("timm", "torchvision", "tqdm", "matplotlib", "tyro"):
-    pytest.importorskip(module, reason="needs fastclip[train]")
-from fastclip.transfuse import create_model  # noqa: E402
-from fastclip.transfuse.checkpoint import (  # noqa: E402
+from fastclip.transfuse import create_model
+from fastclip.transfuse.checkpoint import (
     CheckpointError,
     RunError,
     load_checkpoint,

@@ -6,12 +6,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import needs_train  # noqa: F401
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("timm", reason="needs fastclip[train]")
-pytest.importorskip("torchvision", reason="needs fastclip[train]")
 from PIL import Image
 
 from fastclip.transfuse.augment import normalise, steps_per_epoch, train_batches

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import needs_train  # noqa: F401
 import pytest
 import torch
 
-pytest.importorskip("timm", reason="needs fastclip[train]")
 from fastclip.transfuse.metrics import binary_scores
 from fastclip.transfuse.schedule import Budget, lr_factor
 

@@ -6,11 +6,11 @@ import math
 import zlib
 from pathlib import Path
 
+import needs_train  # noqa: F401
 import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("timm", reason="needs fastclip[train]")
 from fastclip.transfuse import create_model
 from fastclip.transfuse.blocks import Residual, Up
 

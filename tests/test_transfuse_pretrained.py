@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import needs_train  # noqa: F401
 import pytest
+import timm
 import torch
+import torchvision
 
-timm = pytest.importorskip("timm", reason="needs fastclip[train]")
-torchvision = pytest.importorskip("torchvision", reason="needs fastclip[train]")
-from fastclip.transfuse import create_model, load_backbones  # noqa: E402
-from fastclip.transfuse.model import TransFuse  # noqa: E402
+from fastclip.transfuse import create_model, load_backbones
+from fastclip.transfuse.model import TransFuse
 
 Weights = dict[str, torch.Tensor]
 

@@ -13,22 +13,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import needs_train  # noqa: F401
 import pytest
 import torch
 
-for module in ("timm", "torchvision", "tqdm", "matplotlib", "tyro"):
-    pytest.importorskip(module, reason="needs fastclip[train]")
-from fastclip.transfuse import ARCHITECTURES  # noqa: E402
-from fastclip.transfuse.checkpoint import (  # noqa: E402
+from fastclip.transfuse import ARCHITECTURES
+from fastclip.transfuse.checkpoint import (
     CheckpointError,
     RunError,
     load_checkpoint,
     load_model,
 )
-from fastclip.transfuse.config import TrainConfig, uses_bf16  # noqa: E402
-from fastclip.transfuse.evaluate import evaluate  # noqa: E402
-from fastclip.transfuse.synthetic import synthetic_samples  # noqa: E402
-from fastclip.transfuse.train import Trainer  # noqa: E402
+from fastclip.transfuse.config import TrainConfig, uses_bf16
+from fastclip.transfuse.evaluate import evaluate
+from fastclip.transfuse.synthetic import synthetic_samples
+from fastclip.transfuse.train import Trainer
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""`structure_loss` on the CPU: the registered op's kernels, and the eager road to the total.
+"""`structure_loss` on the CPU: the backward op, and the eager road to the total and its gradients.
 
 The eager road makes the weighted total and every gradient in one native call: while an image is in
 cache, and with no op of torch's around it. The gradients are those of the total itself; another
