@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import torch
-from test_structure_loss import DEFAULTS, LOGITS, needs_native, relative, scene
+from test_structure_loss import DEFAULTS, LOGITS, needs_native, relative, run, scene
 
 import fastclip
 from fastclip.ops import structure_loss as op
 from fastclip.ops.structure_loss import owner, structure_loss_ref
+from fastclip.ops.structure_loss import structure_loss as by_owner
 
 pytestmark = pytest.mark.core
 
@@ -45,6 +46,18 @@ def test_the_total_and_its_gradients_in_one_call(shape, heads, upstream, logits)
         assert relative(ours[0], exact[0]) <= max(2 * relative(theirs[0], exact[0]), 1e-6)
         for mine, torchs, true in zip(ours[1], theirs[1], exact[1], strict=True):
             assert relative(mine, true) <= max(2 * relative(torchs, true), 1e-6)
+
+
+@needs_native
+@pytest.mark.parametrize("shape", [(2, 1, 560, 560), (3, 1, 563, 555)])  # 555: rows not aligned
+def test_maps_beyond_the_caches_in_one_call(shape):
+    xs, m = scene(shape, heads=3)
+    weights = torch.tensor([0.5, 0.3, 0.2])[:, None, None].expand(3, *shape[:2]) / shape[0]
+    exact, grads = run(by_owner, xs, m, upstream=weights)
+    value, together = total(op.structure_loss_total, xs, m, None, DEFAULTS, 1.0)
+    torch.testing.assert_close(value, (exact * weights).sum())
+    for one, two in zip(together, grads, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6 * two.abs().max().item())
 
 
 @pytest.mark.parametrize("upstream", [1.0, 0.37, -0.25, 0.0])

@@ -127,6 +127,23 @@ FASTCLIP_INLINE void store(bfloat_t* p, f32v x) {
   memcpy(p, &b, sizeof(b));
 }
 
+// To an aligned address, without reading its line first. Other threads see it after stream_fence().
+FASTCLIP_INLINE void store_past_cache(float* p, f32v x) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)x);
+#elif defined(__AVX__)
+  _mm256_stream_ps(p, (__m256)x);
+#else
+  store(p, x);
+#endif
+}
+
+FASTCLIP_INLINE void stream_fence() {
+#if defined(__AVX__)
+  _mm_sfence();
+#endif
+}
+
 // The first n < kLanes elements, the rest zero; and their way back.
 template <class T>
 FASTCLIP_INLINE f32v load_part(const T* p, int64_t n) {

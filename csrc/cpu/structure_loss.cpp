@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kSerialPixels = 16 * 1024;  // fewer than this many are not worth waking a thread
 constexpr int64_t kBandsWanted = 256;         // enough units for any machine's threads
 constexpr int64_t kBandRows = 512;            // or fewer, where the window allows it
+constexpr int64_t kStreamBytes = 8 << 20;     // of an image's maps, about a thread's share of L3
 
 void structure_loss_pass(const LossPass& pass){FASTCLIP_DISPATCH(structure_loss_pass(pass))}
 
@@ -48,6 +49,8 @@ LossPass StructureLoss::pass() const {
   pass.smooth = smooth;
   pass.window_area = static_cast<double>(window) * static_cast<double>(window);
   pass.weighted_bce = weighted_bce;
+  const int64_t maps = 2 * static_cast<int64_t>(heads.size()) + 1;  // logits, gradients, mask
+  pass.streams = maps * height * width * static_cast<int64_t>(sizeof(float)) > kStreamBytes;
   pass.mask = mask;
   pass.valid = valid;
   pass.mask_dtype = mask_dtype;

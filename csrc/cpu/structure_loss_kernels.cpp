@@ -12,6 +12,10 @@
 namespace fastclip::cpu::FASTCLIP_ISA {
 namespace {
 
+// Whether the sigmoids wait for the second look in the gradient's place; written past the caches
+// where none would hold them that long.
+enum class Keep { kNothing, kCached, kStreamed };
+
 // The heads' work on the rows of a band; kMasked where there is a map of valid pixels.
 template <class Row, class T, bool kMasked>
 class Band {
@@ -28,8 +32,8 @@ class Band {
         sums_((HeadSums*)memory),
         rows_(pass, memory + pass.head_count * sizeof(HeadSums)) {}
 
-  // Fills the band's sums; with kKeep every sigmoid waits in the gradient's place.
-  template <bool kKeep>
+  // Fills the band's sums.
+  template <Keep kKeep>
   void sum(int64_t image, int64_t band) {
     for (int64_t h = 0; h < pass_.head_count; ++h) sums_[h] = HeadSums{};
     Sum bce_weight{}, weighted_mask{};
@@ -38,11 +42,12 @@ class Band {
       weighted_mask += Row::widen(common.mask);
       for (int64_t h = 0; h < pass_.head_count; ++h) {
         const T* row = (const T*)pass_.heads[h].logits + at;
-        T* grad = kKeep ? (T*)pass_.heads[h].grad : nullptr;
-        grad != nullptr ? add_row<kKeep>(row, grad + at, sums_[h])
-                        : add_row<false>(row, nullptr, sums_[h]);
+        T* grad = kKeep != Keep::kNothing ? (T*)pass_.heads[h].grad : nullptr;
+        grad != nullptr ? keep_row<kKeep>(row, grad + at, sums_[h])
+                        : add_row<Keep::kNothing>(row, nullptr, sums_[h]);
       }
     });
+    if (kKeep == Keep::kStreamed) stream_fence();
     LossSums* out = pass_.sums + (image * pass_.bands + band) * pass_.head_count;
     for (int64_t h = 0; h < pass_.head_count; ++h) {
       out[h].bce_weight = Row::total(bce_weight);
@@ -73,7 +78,7 @@ class Band {
   // s = sigmoid(x), its slope s (1 - s), and e = exp(-|x|).
   struct Sigmoid {
     Vector e, s, slope;
-    explicit Sigmoid(Vector x) {
+    __attribute__((always_inline)) explicit Sigmoid(Vector x) {
       e = exp_neg(abs(x));
       const Vector r = 1 / (1 + e), er = e * r;
       s = x >= 0 ? r : er;
@@ -108,8 +113,16 @@ class Band {
     if (at < width) step(at, width - at);
   }
 
+  // Streams where the row is aligned for it.
+  template <Keep kKeep>
+  void keep_row(const T* row, T* sigmoid, HeadSums& sums) {
+    const bool aligned = (uintptr_t)sigmoid % sizeof(Vector) == 0;
+    kKeep == Keep::kCached || aligned ? add_row<kKeep>(row, sigmoid, sums)
+                                      : add_row<Keep::kCached>(row, sigmoid, sums);
+  }
+
   // Not inlined, as write_row: a loop of its own has the registers for itself.
-  template <bool kKeep>
+  template <Keep kKeep>
   __attribute__((noinline)) void add_row(const T* row, T* sigmoid, HeadSums& sums) {
     const Real *mask = rows_.mask, *weight = rows_.weight, *v = rows_.bce_weight();
     const Real* valid = rows_.valid;
@@ -125,9 +138,11 @@ class Band {
       bce_sum += load_raw<Vector>(v + at) * bce;
       intersection += ws * m;
       sigmoids += ws;
-      if (kKeep) {
+      if constexpr (kKeep == Keep::kCached) {
         __builtin_prefetch(sigmoid + width + at, 1);
         Row::write(sigmoid + at, known.s, left);
+      } else if constexpr (kKeep == Keep::kStreamed) {
+        Row::stream(sigmoid + at, known.s, left);
       }
     });
     sums.bce += Row::widen(bce_sum);
@@ -168,13 +183,13 @@ class Band {
 
 // Sums, then gradients. With images enough for every thread each keeps to its image, whose maps are
 // still in cache for the second look, its last band first; else all threads share every image.
-template <class AnyBand>
+template <Keep kKeep, class AnyBand>
 void both(const LossPass& pass, AnyBand& band) {
-  constexpr bool kKept = AnyBand::kKeeps;
+  constexpr bool kKept = kKeep != Keep::kNothing;
   if (pass.images >= 4 * pass.threads || pass.images % pass.threads == 0) {
 #pragma omp for schedule(dynamic, 1)
     for (int64_t image = 0; image < pass.images; ++image) {
-      for (int64_t b = 0; b < pass.bands; ++b) band.template sum<kKept>(image, b);
+      for (int64_t b = 0; b < pass.bands; ++b) band.template sum<kKeep>(image, b);
       find_gradients(pass, image);
       for (int64_t b = pass.bands - 1; b >= 0; --b) band.template differentiate<kKept>(image, b);
     }
@@ -182,7 +197,7 @@ void both(const LossPass& pass, AnyBand& band) {
   }
   const int64_t units = pass.images * pass.bands;
 #pragma omp for schedule(dynamic, 1)
-  for (int64_t u = 0; u < units; ++u) band.template sum<kKept>(u / pass.bands, u % pass.bands);
+  for (int64_t u = 0; u < units; ++u) band.template sum<kKeep>(u / pass.bands, u % pass.bands);
 #pragma omp for schedule(dynamic, 1)
   for (int64_t image = 0; image < pass.images; ++image) find_gradients(pass, image);
 #pragma omp for schedule(dynamic, 1)
@@ -198,12 +213,16 @@ void run(const LossPass& pass) {
     AnyBand band(pass, pass.scratch + omp_get_thread_num() * pass.scratch_bytes);
     const int64_t units = pass.images * pass.bands;
     if (pass.work == LossWork::kBoth) {
-      both(pass, band);
+      if constexpr (!AnyBand::kKeeps) {
+        both<Keep::kNothing>(pass, band);
+      } else {
+        pass.streams ? both<Keep::kStreamed>(pass, band) : both<Keep::kCached>(pass, band);
+      }
     } else {
 #pragma omp for schedule(dynamic, 1)
       for (int64_t u = 0; u < units; ++u) {
         const int64_t image = u / pass.bands, b = u % pass.bands;
-        pass.work == LossWork::kSums ? band.template sum<false>(image, b)
+        pass.work == LossWork::kSums ? band.template sum<Keep::kNothing>(image, b)
                                      : band.template differentiate<false>(image, b);
       }
     }

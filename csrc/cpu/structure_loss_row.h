@@ -31,6 +31,10 @@ struct FloatRow {
   FASTCLIP_INLINE void write(T* p, const Vector& v, int64_t left) {
     left >= kLanes ? store(p, v) : store_part(p, v, left);
   }
+  // As write, past the caches, to an aligned address.
+  FASTCLIP_INLINE void stream(float* p, const Vector& v, int64_t left) {
+    left >= kLanes ? store_past_cache(p, v) : store_part(p, v, left);
+  }
 };
 
 struct DoubleRow {
