@@ -12,10 +12,13 @@ import os
 import pytest
 import torch
 from test_structure_loss import DEFAULTS, check, run, scene
+from test_structure_loss_autograd import check_total
 
 import fastclip
 from fastclip.kernels import structure_loss as launch
 from fastclip.ops import structure_loss as op
+from fastclip.ops import structure_loss_cpu as cpu
+from fastclip.ops import structure_loss_triton as gpu
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run by test_structure_loss_triton.py"
 
@@ -30,10 +33,11 @@ MASKS = (
 def triton_owns_the_cpu():
     """The whole way is tested: public function, dispatch, autograd, launchers, kernels."""
     library = torch.library.Library("fastclip", "IMPL")
-    library.impl("structure_loss", op._triton_forward, "CPU", allow_override=True)
-    library.impl("structure_loss_backward", op._triton_backward, "CPU", allow_override=True)
+    library.impl("structure_loss", gpu.forward, "CPU", allow_override=True)
+    library.impl("structure_loss_backward", gpu.backward, "CPU", allow_override=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(op, "_TRITON_DEVICES", ("cpu",))
+        patch.setattr(gpu, "DEVICES", ("cpu",))
+        patch.setattr(cpu, "takes", lambda *_: False)
         assert op.owner("cpu") == ("triton", "")
         torch.use_deterministic_algorithms(True)  # fills what torch.empty returns with NaN
         yield
@@ -169,6 +173,41 @@ def test_public_function_and_frozen_heads():
     assert leaves[1].grad is None
     for i in (0, 2):
         torch.testing.assert_close(leaves[i].grad.double(), doubles[i].grad, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("logits", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize(("heads", "upstream"), [(1, 1.0), (3, 0.37), (4, 65536.0)])
+def test_the_total_and_its_gradients_by_the_eager_road(heads, upstream, logits):
+    xs, m = scene((2, 2, 5, 9), logits, heads=heads, soft=True)
+    valid = (torch.rand(2, 1, 5, 9) > 0.2).expand_as(m)
+    for options, v in ((DEFAULTS, None), ((5, 2.0, 0.5, False), valid)):
+        assert gpu.takes(xs, m, v)
+        check_total(xs, m, v, options, upstream)
+
+
+def test_more_heads_than_a_launch_takes():
+    xs, m = scene((1, 2, 5, 9), torch.float64, heads=launch.MAX_HEADS + 2)
+    weights = [0.5 - 0.1 * i for i in range(len(xs))]
+    leaves = [x.requires_grad_() for x in xs]
+    ours = op.structure_loss_total(leaves, m, None, weights, *DEFAULTS)
+    each = op.structure_loss_ref(leaves, m, None, *DEFAULTS).mean((1, 2))
+    exact = sum(weight * loss for weight, loss in zip(weights, each, strict=True))
+    torch.testing.assert_close(ours, exact)
+    both = (torch.autograd.grad(loss, leaves) for loss in (ours, exact))
+    torch.testing.assert_close(*both)
+
+
+def test_second_derivatives_and_batched_gradients_of_the_total_go_through_the_op():
+    (x,), m = scene((1, 1, 6, 9), torch.float64)
+    x.requires_grad_()
+    loss = fastclip.structure_loss(x, m)
+    (true,) = torch.autograd.grad(loss, x, retain_graph=True)
+    factors = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    (each,) = torch.autograd.grad(loss, x, factors, retain_graph=True, is_grads_batched=True)
+    torch.testing.assert_close(each, factors.view(2, 1, 1, 1, 1) * true)
+    (recorded,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        recorded.sum().backward()
 
 
 def test_opcheck():

@@ -29,6 +29,17 @@ def total_ref(logits, m, valid, weights, *options):
     return (loss * torch.tensor(weights, dtype=loss.dtype)[:, None, None]).mean((1, 2)).sum()
 
 
+def check_total(xs, m, valid, options, upstream):
+    """Error of the total and of its gradients: at most twice torch's, or 1e-6."""
+    exact = total(total_ref, [x.double() for x in xs], m.double(), valid, options, upstream)
+    theirs = total(total_ref, xs, m, valid, options, upstream)
+    ours = total(op.structure_loss_total, xs, m, valid, options, upstream)
+    assert relative(ours[0], exact[0]) <= max(2 * relative(theirs[0], exact[0]), 1e-6)
+    for mine, torchs, true in zip(ours[1], theirs[1], exact[1], strict=True):
+        assert mine.dtype == xs[0].dtype
+        assert relative(mine, true) <= max(2 * relative(torchs, true), 1e-6)
+
+
 @pytest.mark.parametrize("logits", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("upstream", [1.0, 0.37, 65536.0])
 @pytest.mark.parametrize("heads", [1, 3])
@@ -38,14 +49,7 @@ def test_the_total_and_its_gradients_in_one_call(shape, heads, upstream, logits)
     valid = torch.rand(shape) > 0.2
     valid[0, 0, 0, 0] = True
     for v, weighted in ((None, True), (valid, True), (None, False)):
-        options = (31, 5.0, 1.0, weighted)
-        doubles = [x.double() for x in xs]
-        exact = total(total_ref, doubles, m.double(), v, options, upstream)
-        theirs = total(total_ref, xs, m, v, options, upstream)
-        ours = total(op.structure_loss_total, xs, m, v, options, upstream)
-        assert relative(ours[0], exact[0]) <= max(2 * relative(theirs[0], exact[0]), 1e-6)
-        for mine, torchs, true in zip(ours[1], theirs[1], exact[1], strict=True):
-            assert relative(mine, true) <= max(2 * relative(torchs, true), 1e-6)
+        check_total(xs, m, v, (31, 5.0, 1.0, weighted), upstream)
 
 
 @needs_native

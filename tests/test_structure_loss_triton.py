@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_structure_loss import check, run, scene
+from test_structure_loss import DEFAULTS, check, run, scene
+from test_structure_loss_autograd import check_total
 
 import fastclip
 from fastclip.ops import structure_loss as op
+from fastclip.ops import structure_loss_triton as gpu
 
-DEFAULTS = (31, 5.0, 1.0, True)
-needs_triton = pytest.mark.skipif(not op._HAS_TRITON, reason="triton is not installed")
+needs_triton = pytest.mark.skipif(not gpu.HAS_TRITON, reason="triton is not installed")
 
 
 def test_import_fastclip_does_not_import_triton():
@@ -25,9 +26,9 @@ def test_import_fastclip_does_not_import_triton():
 
 
 def test_triton_owns_cuda_and_says_where_it_is_missing(monkeypatch):
-    monkeypatch.setattr(op, "_HAS_TRITON", True)
+    monkeypatch.setattr(gpu, "HAS_TRITON", True)
     assert op.owner("cuda") == ("triton", "")
-    monkeypatch.setattr(op, "_HAS_TRITON", False)
+    monkeypatch.setattr(gpu, "HAS_TRITON", False)
     assert op.owner("cuda") == ("reference", "triton is not installed")
 
 
@@ -66,7 +67,7 @@ def recorded(monkeypatch, shape, logits, mask, heads, valid=None, window=31):
     from fastclip.kernels import structure_loss as launch
 
     launches = []
-    for name in ("column_sums", "image_sums", "finish", "gradients"):
+    for name in ("column_sums", "image_sums", "finish", "weighted_total", "gradients"):
         monkeypatch.setattr(launch, name, Recorder(getattr(launch, name), launches))
     xs = [torch.empty(shape, dtype=logits, device="meta") for _ in range(heads)]
     m = torch.empty(shape, dtype=mask, device="meta")
@@ -75,8 +76,10 @@ def recorded(monkeypatch, shape, logits, mask, heads, valid=None, window=31):
     outputs = op._fake_forward(xs, m, v, *options)
     columns = torch.empty(shape, dtype=outputs[0].dtype, device="meta")
     launch.forward(*outputs[:2], columns, xs, m, v, *options)
+    factors = [0.5] * heads
+    launch.total(outputs[0].new_empty(()), outputs[0], factors)
     grads = [torch.empty_like(x) for x in xs]
-    launch.backward(grads, outputs[0], outputs[1], columns, xs, m, v, *options)
+    launch.backward(grads, outputs[0], factors, outputs[1], columns, xs, m, v, *options)
     return launches
 
 
@@ -143,9 +146,10 @@ def test_launches(monkeypatch):
             found = recorded(patch, (2, 1, 8, 8), BF16, torch.uint8, heads)
             return [kernel.__name__ for kernel, *_ in found]
 
-    assert names(3) == ["column_sums", "image_sums", "finish", "gradients"]
-    twice = ["image_sums"] * 2, ["gradients"] * 2
-    assert names(5) == ["column_sums", *twice[0], "finish", *twice[1]]
+    every = ["column_sums", "image_sums", "finish", "weighted_total", "gradients"]
+    assert names(3) == every
+    once = ("column_sums", "finish")
+    assert names(5) == [name for name in every for _ in range(1 if name in once else 2)]
 
 
 @pytest.mark.gpu
@@ -161,6 +165,7 @@ class TestOnAGpu:
         for shape in ((2, 1, 352, 352), (1, 3, 37, 53), (1, 1, 1, 1), (1, 1, 300, 1025)):
             xs, m = scene(shape, logits, mask, 3, soft=mask.is_floating_point)
             check(xs, m)
+            check_total(xs, m, None, DEFAULTS, 0.37)
             check(xs, m, torch.rand(shape) > 0.3, (101, 5.0, 1.0, False))
 
     def test_nonfinite_logits_do_as_the_reference(self):

@@ -3,6 +3,7 @@
 forward   column_sums   mask -> C: sums of the mask over the rows of each pixel's window
           image_sums    C, mask, logits of all heads -> sums over a few rows of every image
           finish        those -> sums and loss of every head and image
+total     weighted_total  the losses -> their sum over images and heads, a factor for each head
 backward  gradients     C, mask, logits of all heads, upstream gradient -> gradient of all heads
 
 C, in the dtype of the sums, is the only map beside the gradients; the host reads nothing back.
@@ -20,7 +21,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastclip.kernels.structure_loss_kernels import column_sums, finish, gradients, image_sums
+from fastclip.kernels.structure_loss_kernels import (
+    column_sums,
+    finish,
+    gradients,
+    image_sums,
+    weighted_total,
+)
 
 # Heads of one launch: their addresses are its arguments, so that no table of them is copied to the
 # device. A longer list takes more launches, each of which reads C and the mask again.
@@ -30,6 +37,7 @@ STRIP_Y, STRIP_X, STRIP_WARPS = 128, 32, 8  # column_sums: 16 pixels a thread
 # and 1 of float64: 16, 8 and 4 pixels a thread. With twice as many, 4 heads spill registers.
 ROW_BYTES, BLOCK_X = 8, 128
 GROUPS = 128  # finish
+IMAGES = 1024  # weighted_total
 
 
 def forward(
@@ -86,9 +94,25 @@ def forward(
     )
 
 
+def total(out: Tensor, loss: Tensor, factors: Sequence[float]) -> None:
+    """Writes the sum over heads, images and channels of factors[head] * loss: 0-d."""
+    images = loss.shape[1] * loss.shape[2]
+    for first in range(0, len(factors), MAX_HEADS):
+        some = factors[first : first + MAX_HEADS]
+        weighted_total[(1,)](
+            *(out, _from(loss, first), images, *_padded(some)),
+            HEADS=len(some),
+            FIRST=first == 0,
+            BLOCK=IMAGES,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
+
+
 def backward(
     grads: Sequence[Tensor],
     grad_loss: Tensor,
+    factors: Sequence[float],
     sums: Tensor,
     columns: Tensor,
     heads: Sequence[Tensor],
@@ -99,7 +123,10 @@ def backward(
     smooth: float,
     weighted_bce: bool,
 ) -> None:
-    """Writes grads, contiguous, from what `forward` wrote; grad_loss [heads, B, C] as it comes."""
+    """Writes grads, contiguous, from what `forward` wrote.
+
+    The upstream gradient is factors[head] * grad_loss [heads, B, C], of any strides.
+    """
     if mask.numel() == 0:
         return
     images, height, width = mask.shape[0] * mask.shape[1], *mask.shape[2:]
@@ -109,7 +136,7 @@ def backward(
         some = slice(first, first + MAX_HEADS)
         gradients[(images * -(-height // rows),)](
             *(tuple(grads[some]), _contiguous(heads[some]), _from(sums, first), images),
-            *(_from(grad_loss, first), *grad_loss.stride()),
+            *(_from(grad_loss, first), *grad_loss.stride(), *_padded(factors[some])),
             *(*area, min(window // 2, width - 1), boundary_weight / window**2, boundary_weight),
             smooth,
             **kinds,
@@ -122,6 +149,10 @@ def backward(
 
 def _contiguous(heads: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(head.contiguous() for head in heads)
+
+
+def _padded(factors: Sequence[float]) -> list[float]:
+    return [*factors, *[0.0] * (MAX_HEADS - len(factors))]
 
 
 def _from(tensor: Tensor, first: int) -> Tensor:

@@ -161,6 +161,32 @@ def finish(
 
 
 @triton.jit
+def weighted_total(
+    total,  # one REAL: written by the FIRST launch, added to by the others
+    loss,  # [heads, images]
+    images,
+    factor_0: tl.float64,  # of each head
+    factor_1: tl.float64,
+    factor_2: tl.float64,
+    factor_3: tl.float64,
+    HEADS: tl.constexpr,
+    FIRST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program sums factor * loss over heads and images."""
+    factors = (factor_0, factor_1, factor_2, factor_3)
+    each = tl.zeros([BLOCK], tl.float64)
+    for h in tl.static_range(HEADS):
+        for first in range(0, images, BLOCK):
+            image = first + tl.arange(0, BLOCK)
+            each += factors[h] * tl.load(loss + h * images + image, mask=image < images, other=0)
+    value = tl.sum(each)
+    if not FIRST:
+        value += tl.load(total)
+    tl.store(total, value)
+
+
+@triton.jit
 def gradients(
     grads,  # tuple of [images, height, width], written
     heads,  # tuple of [images, height, width]
@@ -170,6 +196,10 @@ def gradients(
     upstream_head_stride,
     upstream_batch_stride,
     upstream_channel_stride,
+    factor_0: tl.float64,  # of each head's upstream gradient
+    factor_1: tl.float64,
+    factor_2: tl.float64,
+    factor_3: tl.float64,
     columns,  # [images, height, width] REAL
     mask,  # [images, height, width]
     valid,  # as above
@@ -194,9 +224,10 @@ def gradients(
     valid -= image * height * width  # as row counts from the first image
     upstream += image // channels * upstream_batch_stride
     upstream += image % channels * upstream_channel_stride
+    head_factors = (factor_0, factor_1, factor_2, factor_3)
     factors = ()
     for h in tl.static_range(len(heads)):
-        up = tl.load(upstream + h * upstream_head_stride)
+        up = tl.load(upstream + h * upstream_head_stride) * tl.cast(head_factors[h], REAL)
         factors += (gradient_factors(sums + (h * images + image) * 4, up, smooth, REAL),)
 
     before = window_before(columns, row, rows, radius, REAL, BLOCK_X)

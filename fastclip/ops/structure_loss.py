@@ -7,7 +7,6 @@ reference.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from fastclip import native
 from fastclip.ops import structure_loss_cpu as cpu
-from fastclip.ops.structure_loss_cpu import plain, real_dtype
+from fastclip.ops import structure_loss_triton as gpu
 from fastclip.ops.structure_loss_func import Transformed, batched_backward
 
 _OPTIONS = "int window, float boundary_weight, float smooth, bool weighted_bce"
@@ -30,8 +29,6 @@ torch.library.define(
     "fastclip::structure_loss_backward",
     f"(Tensor grad_loss, Tensor sums, Tensor columns, {_INPUTS}) -> Tensor[]",
 )
-_TRITON_DEVICES = ("cuda", "xpu")
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def structure_loss_ref(
@@ -93,8 +90,10 @@ def structure_loss_total(
 ) -> Tensor:
     """The mean over images and channels of the sum over heads of weights[head] * loss: 0-d."""
     count = mask.shape[0] * mask.shape[1]
-    if not isinstance(weights, Tensor) and cpu.takes(logits, mask, valid):
-        return cpu.total(logits, mask, valid, [w / count for w in weights], *options)
+    if not isinstance(weights, Tensor):
+        for road in (cpu, gpu):
+            if road.takes(logits, mask, valid):
+                return road.total(logits, mask, valid, [w / count for w in weights], *options)
     loss = structure_loss(logits, mask, valid, *options)
     if isinstance(weights, Tensor):
         return (loss * weights.to(loss)[:, None, None]).sum() / count
@@ -106,8 +105,8 @@ def structure_loss_total(
 
 def owner(device: str) -> tuple[str, str]:
     """(implementation, why it is not a kernel) for a device type."""
-    if device in _TRITON_DEVICES:
-        return ("triton", "") if _HAS_TRITON else ("reference", "triton is not installed")
+    if device in gpu.DEVICES:
+        return ("triton", "") if gpu.HAS_TRITON else ("reference", "triton is not installed")
     if device != "cpu":
         return "reference", f"fastclip has no {device} kernel for it yet"
     if native.core is None:
@@ -115,39 +114,10 @@ def owner(device: str) -> tuple[str, str]:
     return native.name, ""
 
 
-@torch.library.impl("fastclip::structure_loss", "cpu")
-def _forward(
-    logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    loss, sums, columns = _fake_forward(logits, mask, valid, *options)
-    inputs = plain(logits, mask, valid)
-    native.require().structure_loss_forward(*inputs, *options, loss, sums)
-    return loss, sums, columns
-
-
+torch.library.impl("fastclip::structure_loss", "cpu", cpu.forward)
 torch.library.impl("fastclip::structure_loss_backward", "cpu", cpu.backward)
-
-
-def _triton_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    from fastclip.kernels import structure_loss as kernels  # imports triton
-
-    outputs = _fake_forward(*inputs)
-    with torch.accelerator.device_index(outputs[0].device.index):
-        kernels.forward(*outputs, *inputs)
-    return outputs
-
-
-def _triton_backward(grad_loss: Tensor, *inputs: Any) -> list[Tensor]:
-    from fastclip.kernels import structure_loss as kernels
-
-    grads = _fake_backward(grad_loss, *inputs)
-    with torch.accelerator.device_index(grad_loss.device.index):
-        kernels.backward(grads, grad_loss, *inputs)
-    return grads
-
-
-torch.library.impl("fastclip::structure_loss", _TRITON_DEVICES, _triton_forward)
-torch.library.impl("fastclip::structure_loss_backward", _TRITON_DEVICES, _triton_backward)
+torch.library.impl("fastclip::structure_loss", gpu.DEVICES, gpu.forward)
+torch.library.impl("fastclip::structure_loss_backward", gpu.DEVICES, gpu.backward)
 torch.library.impl("fastclip::structure_loss_backward", "Batched", batched_backward)
 
 
@@ -155,12 +125,7 @@ torch.library.impl("fastclip::structure_loss_backward", "Batched", batched_backw
 def _fake_forward(
     logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape, real = (len(logits), *mask.shape[:2]), real_dtype(logits)
-    return (
-        mask.new_empty(shape, dtype=real),
-        mask.new_empty((*shape, 4), dtype=torch.float64),
-        mask.new_empty(mask.shape if mask.device.type in _TRITON_DEVICES else (0,), dtype=real),
-    )
+    return cpu.outputs(logits, mask, mask.shape if mask.device.type in gpu.DEVICES else (0,))
 
 
 @torch.library.register_fake("fastclip::structure_loss_backward")

@@ -1,4 +1,4 @@
-"""`structure_loss` on the CPU: the backward op, and the eager road to the total and its gradients.
+"""`structure_loss` on the CPU: the ops, and the eager road to the total and its gradients.
 
 The eager road makes the weighted total and every gradient in one native call: while an image is in
 cache, and with no op of torch's around it. The gradients are those of the total itself; another
@@ -34,6 +34,28 @@ def plain(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> tuple
     return [head.contiguous() for head in logits], mask.contiguous(), valid
 
 
+def outputs(
+    logits: Sequence[Tensor], mask: Tensor, columns: Sequence[int] = (0,)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the op `structure_loss` returns, not yet written."""
+    shape, real = (len(logits), *mask.shape[:2]), real_dtype(logits)
+    return (
+        mask.new_empty(shape, dtype=real),
+        mask.new_empty((*shape, 4), dtype=torch.float64),
+        mask.new_empty(columns, dtype=real),
+    )
+
+
+def forward(
+    logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The op `structure_loss`."""
+    loss, sums, columns = outputs(logits, mask)
+    inputs = plain(logits, mask, valid)
+    native.require().structure_loss_forward(*inputs, *options, loss, sums)
+    return loss, sums, columns
+
+
 def backward(
     grad_loss: Tensor,
     sums: Tensor,
@@ -52,10 +74,13 @@ def backward(
 
 def takes(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> bool:
     """Whether `total` is for these tensors, here and now."""
+    return native.core is not None and mask.device.type == "cpu" and is_eager(logits, mask, valid)
+
+
+def is_eager(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> bool:
+    """Whether nothing but autograd watches what is done with these tensors."""
     return (
-        native.core is not None
-        and mask.device.type == "cpu"
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
         and mask.numel() > 0
@@ -106,17 +131,26 @@ class _Total(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> Any:
         sums, mask, valid, *logits = ctx.saved_tensors  # checks that none was changed meanwhile
         grads, ctx.grads = ctx.grads, []
-        batched = torch._C._functorch.is_legacy_batchedtensor(upstream)
-        through_op = batched or torch.is_grad_enabled()  # create_graph, for which the op raises
-        if through_op or not (grads and _scale(grads, upstream.item())):
-            factors = torch.tensor(ctx.factors, dtype=upstream.dtype, device="cpu")
+        op_only = goes_through_op(upstream)
+        if op_only or not (grads and _scale(grads, upstream.item())):
             if sums is None:
                 with torch.no_grad():
                     sums = torch.ops.fastclip.structure_loss(logits, mask, valid, *ctx.options)[1]
-            each = (factors * upstream).view(-1, 1, 1).expand(sums.shape[:3])
-            run = torch.ops.fastclip.structure_loss_backward if through_op else backward
+            each = each_upstream(upstream, ctx.factors, sums)
+            run = torch.ops.fastclip.structure_loss_backward if op_only else backward
             grads = run(each, sums, sums.new_empty(0), logits, mask, valid, *ctx.options)
         return None, None, None, None, None, *grads
+
+
+def goes_through_op(upstream: Tensor) -> bool:
+    """Whether the gradient of a total is for the op: batched, or recorded, for which it raises."""
+    return torch._C._functorch.is_legacy_batchedtensor(upstream) or torch.is_grad_enabled()
+
+
+def each_upstream(upstream: Tensor, factors: Sequence[float], sums: Tensor) -> Tensor:
+    """The upstream gradient of every loss, from that of the total: [heads, B, C]."""
+    weights = torch.tensor(factors, dtype=upstream.dtype, device=sums.device)
+    return (weights * upstream).view(-1, 1, 1).expand(sums.shape[:3])
 
 
 def _scale(grads: list[Tensor | None], factor: float) -> bool:
