@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -26,11 +27,16 @@ def interleaved_ms(
     """Median milliseconds of each variant; they take turns, so all see the same machine.
 
     A turn is one call, which finds code, objects and data as cold as the others leave them; or one
-    that is not timed and then `in_a_loop` calls that are, which find them warm.
+    that is not timed and then `in_a_loop` calls that are, which find them warm. Every round has an
+    order of its own: always after the same other variant, one would always pay for what that does
+    to caches and to the system's memory.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
+    order, draw = list(variants), random.Random(0)
     for repeat in range(warmup + repeats):
-        for name, call in variants.items():
+        draw.shuffle(order)
+        for name in order:
+            call = variants[name]
             if in_a_loop:
                 call()
             for _ in range(max(1, in_a_loop)):
