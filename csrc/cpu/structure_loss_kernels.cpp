@@ -75,7 +75,7 @@ class Band {
     Sum bce, intersection, sigmoid;
   };
 
-  // s = sigmoid(x), its slope s (1 - s), and e = exp(-|x|).
+  // s = sigmoid(x), its slope s (1 - s), and e = exp(-|x|). Called, it would cost the loop a tenth.
   struct Sigmoid {
     Vector e, s, slope;
     __attribute__((always_inline)) explicit Sigmoid(Vector x) {

@@ -41,7 +41,7 @@ struct LossPass {
   double boundary_weight, smooth;
   double window_area;
   bool weighted_bce;
-  bool streams;  // kBoth: an image's maps are larger than what a cache holds until the second look
+  bool streams;       // kBoth: no cache holds an image's maps until the second look
   const void* mask;   // [images, height, width]
   const void* valid;  // the same, or null: all are valid
   DType mask_dtype, valid_dtype, logits_dtype;

@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastclip import native
 from fastclip.ops import structure_loss_cpu as cpu
 from fastclip.ops import structure_loss_triton as gpu
 from fastclip.ops.structure_loss_func import Transformed, batched_backward
+from fastclip.ops.structure_loss_parts import outputs
 
+_PLAIN = {Tensor, nn.Parameter}
 _OPTIONS = "int window, float boundary_weight, float smooth, bool weighted_bce"
 _INPUTS = f"Tensor[] logits, Tensor mask, Tensor? valid, {_OPTIONS}"
 # columns: what Triton's backward needs of the windows, [B, C, H, W]; nothing on the CPU.
@@ -90,9 +92,9 @@ def structure_loss_total(
 ) -> Tensor:
     """The mean over images and channels of the sum over heads of weights[head] * loss: 0-d."""
     count = mask.shape[0] * mask.shape[1]
-    if not isinstance(weights, Tensor):
+    if not isinstance(weights, Tensor) and _is_eager(logits, mask, valid):
         for road in (cpu, gpu):
-            if road.takes(logits, mask, valid):
+            if road.owns(mask.device.type):
                 return road.total(logits, mask, valid, [w / count for w in weights], *options)
     loss = structure_loss(logits, mask, valid, *options)
     if isinstance(weights, Tensor):
@@ -101,6 +103,18 @@ def structure_loss_total(
         return loss.sum() / count
     each = loss.sum((1, 2)).unbind()  # numbers, not a tensor: no copy that a graph cannot capture
     return torch.stack([w * total for w, total in zip(weights, each, strict=True)]).sum() / count
+
+
+def _is_eager(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> bool:
+    """Whether nothing but autograd watches what is done with these tensors."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and mask.numel() > 0
+        and {type(mask), *map(type, logits)} <= _PLAIN
+        and (valid is None or type(valid) is Tensor)
+    )
 
 
 def owner(device: str) -> tuple[str, str]:
@@ -125,7 +139,7 @@ torch.library.impl("fastclip::structure_loss_backward", "Batched", batched_backw
 def _fake_forward(
     logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return cpu.outputs(logits, mask, mask.shape if mask.device.type in gpu.DEVICES else (0,))
+    return outputs(logits, mask, mask.shape if mask.device.type in gpu.DEVICES else (0,))
 
 
 @torch.library.register_fake("fastclip::structure_loss_backward")

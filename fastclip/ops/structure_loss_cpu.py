@@ -13,16 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastclip import native
-
-_PLAIN = {Tensor, nn.Parameter}
-
-
-def real_dtype(logits: Sequence[Tensor]) -> torch.dtype:
-    """The dtype of the loss."""
-    return torch.float64 if logits[0].dtype == torch.float64 else torch.float32
+from fastclip.ops.structure_loss_parts import each_upstream, goes_through_op, outputs, real_dtype
 
 
 def plain(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> tuple[Any, ...]:
@@ -32,18 +26,6 @@ def plain(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> tuple
     if valid is not None:
         valid = (valid != 0).contiguous()
     return [head.contiguous() for head in logits], mask.contiguous(), valid
-
-
-def outputs(
-    logits: Sequence[Tensor], mask: Tensor, columns: Sequence[int] = (0,)
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What the op `structure_loss` returns, not yet written."""
-    shape, real = (len(logits), *mask.shape[:2]), real_dtype(logits)
-    return (
-        mask.new_empty(shape, dtype=real),
-        mask.new_empty((*shape, 4), dtype=torch.float64),
-        mask.new_empty(columns, dtype=real),
-    )
 
 
 def forward(
@@ -72,21 +54,9 @@ def backward(
     return grads
 
 
-def takes(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> bool:
-    """Whether `total` is for these tensors, here and now."""
-    return native.core is not None and mask.device.type == "cpu" and is_eager(logits, mask, valid)
-
-
-def is_eager(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> bool:
-    """Whether nothing but autograd watches what is done with these tensors."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and mask.numel() > 0
-        and {type(mask), *map(type, logits)} <= _PLAIN
-        and (valid is None or type(valid) is Tensor)
-    )
+def owns(device: str) -> bool:
+    """Whether the core runs here for a device type."""
+    return device == "cpu" and native.core is not None
 
 
 def total(
@@ -140,17 +110,6 @@ class _Total(torch.autograd.Function):
             run = torch.ops.fastclip.structure_loss_backward if op_only else backward
             grads = run(each, sums, sums.new_empty(0), logits, mask, valid, *ctx.options)
         return None, None, None, None, None, *grads
-
-
-def goes_through_op(upstream: Tensor) -> bool:
-    """Whether the gradient of a total is for the op: batched, or recorded, for which it raises."""
-    return torch._C._functorch.is_legacy_batchedtensor(upstream) or torch.is_grad_enabled()
-
-
-def each_upstream(upstream: Tensor, factors: Sequence[float], sums: Tensor) -> Tensor:
-    """The upstream gradient of every loss, from that of the total: [heads, B, C]."""
-    weights = torch.tensor(factors, dtype=upstream.dtype, device=sums.device)
-    return (weights * upstream).view(-1, 1, 1).expand(sums.shape[:3])
 
 
 def _scale(grads: list[Tensor | None], factor: float) -> bool:

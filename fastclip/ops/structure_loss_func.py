@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastclip.ops.structure_loss_cpu import real_dtype
+from fastclip.ops.structure_loss_parts import real_dtype
 
 
 def batched_backward(

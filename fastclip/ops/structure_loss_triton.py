@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastclip.ops.structure_loss_cpu import each_upstream, goes_through_op, is_eager, outputs
+from fastclip.ops.structure_loss_parts import each_upstream, goes_through_op, outputs
 
 DEVICES = ("cuda", "xpu")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -39,9 +39,9 @@ def backward(
     return _gradients(grad_loss, [1.0] * len(logits), sums, columns, logits, *inputs)
 
 
-def takes(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> bool:
-    """Whether `total` is for these tensors, here and now."""
-    return HAS_TRITON and mask.device.type in DEVICES and is_eager(logits, mask, valid)
+def owns(device: str) -> bool:
+    """Whether Triton runs here for a device type."""
+    return device in DEVICES and HAS_TRITON
 
 
 def total(
