@@ -109,8 +109,15 @@ FASTCLIP_INLINE u16v float_to_bfloat(f32v x) {
 FASTCLIP_INLINE f32v load(const float* p) { return load_raw<f32v>(p); }
 FASTCLIP_INLINE f32v load(const half_t* p) { return half_to_float(load_raw<u16v>(p)); }
 FASTCLIP_INLINE f32v load(const bfloat_t* p) { return bfloat_to_float(load_raw<u16v>(p)); }
+// With intrinsics where there are any: GCC takes the conversion of so short a vector apart.
 FASTCLIP_INLINE f32v load(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return (f32v)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load_raw<__m128i>(p)));
+#elif defined(__AVX2__)
+  return (f32v)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
   return __builtin_convertvector(__builtin_convertvector(load_raw<u8v>(p), i32v), f32v);
+#endif
 }
 FASTCLIP_INLINE f32v load(const double* p) {
   return __builtin_convertvector(load_raw<f64v>(p), f32v);
