@@ -111,6 +111,9 @@ def test_every_dtype_pair(logits, mask):
         (2, 1, 65, 127),
         (16, 1, 4, 300),
         (1, 1, 300, 2),
+        (1, 1, 70, 47),  # on the CPU strips of 1024 pixels and chunks of 256
+        (2, 1, 5, 257),
+        (1, 1, 3, 1025),
     ],
 )
 @pytest.mark.parametrize("window", [1, 3, 31, 101])
@@ -131,7 +134,7 @@ def test_heads_share_the_mask(heads):
 @pytest.mark.parametrize("logits", LOGITS)
 def test_extreme_logits(logits):
     xs, m = scene((2, 1, 16, 16), logits)
-    for value in (90.0, 300.0, 1e4, 6e4, 1e-6):
+    for value in (90.0, 300.0, 1e4, 6e4, 1e-6, 0.0):
         check([x * 0 + value * torch.sign(x) for x in xs], m)
 
 

@@ -1,9 +1,10 @@
-// exp(-a), log(1 + e) and 1 / (1 + e) for a sigmoid and its cross entropy, a register at a time.
+// exp(-a) and log(1 + e), for a sigmoid and its cross entropy, a register at a time.
 //
-// With AVX-512 a permutation of registers is a table of 16 or 32 entries, and polynomials of degree
-// three do; below it they are of degree six and nine. The largest relative errors over all floats:
-// exp 1.3e-7 for a < 20 and 3.2e-7 at the end, log1p 3.6e-7. Internal linkage: see the rule in
-// isa.h.
+// With AVX-512 a permutation of registers is a table of 32 entries, and polynomials of degree two
+// and three do; below it they are of degree six and nine. Zen 4 has one unit for products and one
+// for sums and shifts; integer minima, maxima and sums, and selections, run on either. The largest
+// relative errors over all floats: exp 2.2e-7 for a < 20 and 4.1e-7 at the end, log1p 3.6e-7.
+// Internal linkage: see the rule in isa.h.
 #pragma once
 
 #include <math.h>
@@ -17,55 +18,63 @@ constexpr float kNothing = 87.f;  // exp(-87) = 1e-38, the last normal float
 
 #if defined(__AVX512F__)
 
-// 2^(i / 16)
-constexpr float kExpTable[16] = {1.f,         1.04427373f, 1.09050775f, 1.13878858f,
-                                 1.18920708f, 1.24185777f, 1.29683959f, 1.35425556f,
-                                 1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f,
-                                 1.68179286f, 1.75625217f, 1.8340081f,  1.91520655f};
-// 1 / (1 + i / 31)
+// The bits of 2^(i / 32), less i << 18.
+constexpr uint32_t kExpTable[32] = {
+    0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0,
+    0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6,
+    0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e,
+    0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3};
+// 1 / (1 + i / 32), the last at the middle of what is left.
 constexpr float kInverseTable[32] = {
-    1.f,          0.96875f,     0.939393938f, 0.911764681f, 0.885714293f, 0.861111104f,
-    0.837837815f, 0.815789461f, 0.794871807f, 0.774999976f, 0.756097555f, 0.738095224f,
-    0.720930219f, 0.704545438f, 0.688888907f, 0.673913062f, 0.659574449f, 0.645833313f,
-    0.632653058f, 0.620000005f, 0.607843161f, 0.596153855f, 0.584905684f, 0.57407409f,
-    0.563636363f, 0.553571403f, 0.543859661f, 0.534482777f, 0.525423706f, 0.516666651f,
-    0.508196712f, 0.5f};
+    1.f,         0.969697f,   0.9411765f,  0.9142857f, 0.8888889f,  0.8648649f,  0.84210527f,
+    0.82051283f, 0.8f,        0.7804878f,  0.7619048f, 0.74418604f, 0.72727275f, 0.7111111f,
+    0.6956522f,  0.68085104f, 0.6666667f,  0.6530612f, 0.64f,       0.627451f,   0.61538464f,
+    0.6037736f,  0.5925926f,  0.58181816f, 0.5714286f, 0.5614035f,  0.55172414f, 0.5423729f,
+    0.53333336f, 0.52459013f, 0.516129f,   0.5059289f};
 // -log of those
 constexpr float kLogTable[32] = {
-    0.f,          0.0317486983f, 0.0625203589f, 0.092373347f, 0.121360849f, 0.149531742f,
-    0.176930735f, 0.203598971f,  0.229574426f,  0.25489228f,  0.27958487f,  0.303682433f,
-    0.32721293f,  0.350202453f,  0.372675258f,  0.394654165f, 0.416160426f, 0.437213837f,
-    0.457833099f, 0.478035793f,  0.49783839f,   0.517256499f, 0.536304669f, 0.554996815f,
-    0.573345983f, 0.591364532f,  0.609064042f,  0.626455771f, 0.643550284f, 0.660357389f,
-    0.676886679f, 0.693147181f};
+    0.f,         0.030771628f, 0.060624618f, 0.089612156f, 0.117783025f, 0.14518198f, 0.17185025f,
+    0.19782573f, 0.22314353f,  0.2478362f,   0.2719337f,   0.29546422f,  0.3184537f,  0.34092656f,
+    0.36290547f, 0.38441172f,  0.40546507f,  0.42608443f,  0.44628713f,  0.4660897f,  0.4855078f,
+    0.504556f,   0.52324814f,  0.5415973f,   0.55961573f,  0.57731533f,  0.59470713f, 0.61180156f,
+    0.6286086f,  0.645138f,    0.66139853f,  0.6813592f};
 
 // exp(-a) for a >= 0. NaN goes through.
 FASTCLIP_INLINE f32v exp_neg(f32v magnitude) {
   // With its operands in this order the minimum of NaN and a number is NaN.
   const f32v a = (f32v)_mm512_min_ps((__m512)splat(kNothing), (__m512)magnitude);
-  const f32v round = splat(786432.f);  // 1.5 * 2^19: adding it rounds to sixteenths
+  const f32v round = splat(393216.f);  // 1.5 * 2^18: adding it rounds to thirty-seconds
   const f32v shifted = a * -1.44269504f + round;
-  const f32v n = shifted - round;  // -a / ln 2; its sixteenths are shifted's last four bits
+  const f32v n = shifted - round;  // -a / ln 2; in thirty-seconds it is shifted's last bits
   const f32v r = n * -0.693147182f - a;
-  const f32v power = (f32v)_mm512_scalef_ps(
-      _mm512_permutexvar_ps((__m512i)shifted, _mm512_loadu_ps(kExpTable)), (__m512)n);
-  return power * ((r * r) * (r * 0.16666667f + 0.5f) + r) + power;
+  const __m512i thirty_second = _mm512_permutex2var_epi32(
+      _mm512_loadu_si512(kExpTable), (__m512i)shifted, _mm512_loadu_si512(kExpTable + 16));
+  // Up to the exponent: the bits of the thirty-seconds, which the table left out, come along.
+  const f32v power = (f32v)_mm512_add_epi32(thirty_second, _mm512_slli_epi32((__m512i)shifted, 18));
+  return (power * r) * (r * 0.50001f + 1.00001472f) + power;
 }
 
-// log(1 + e) for 0 <= e <= 1, around the nearest i / 31; around 0 nothing is lost for a tiny e.
+// log(1 + e) for 0 <= e <= 1, around the nearest i / 32; around 0 nothing is lost for a tiny e.
 FASTCLIP_INLINE f32v log1p_unit(f32v e) {
-  const f32v nearest = e * 0.96875f + 1.015625f;  // 1 + (31 e + 1 / 2) / 32
-  const __m512i i = _mm512_srli_epi32((__m512i)nearest, 18);
+  const __m512i below_2 = _mm512_set1_epi32(0x3fffffff);
+  const __m512i nearest = _mm512_min_epu32((__m512i)(e + 1.015625f), below_2);  // 1 + 1 / 64
+  const __m512i i = _mm512_srli_epi32(nearest, 18);
   const f32v c = (f32v)_mm512_permutex2var_ps(_mm512_loadu_ps(kInverseTable), i,
                                               _mm512_loadu_ps(kInverseTable + 16));
   const f32v log =
       (f32v)_mm512_permutex2var_ps(_mm512_loadu_ps(kLogTable), i, _mm512_loadu_ps(kLogTable + 16));
-  const f32v f = e * c + (c - 1);  // (1 + e) c - 1, within 1 / 62
+  const f32v f = e * c + (c - 1);  // (1 + e) c - 1, within 1 / 64
   return ((f * 0.33333334f - 0.50004878f) * f + 1) * f + log;
 }
 
+// 1 where x >= 0, else e, of which 0 <= e <= 1: floats are ordered as their bits are.
+FASTCLIP_INLINE f32v unit_or(f32v x, f32v e) {
+  const i32v one = (i32v{} + 0x3f800000) ^ (bit_cast<i32v>(x) & INT32_MIN);  // negative as x is
+  return (f32v)_mm512_max_epi32((__m512i)e, (__m512i)one);
+}
+
 FASTCLIP_INLINE f32v at_least_0(f32v x) {
-  return (f32v)_mm512_max_ps((__m512)x, _mm512_setzero_ps());  // 0 for NaN
+  return (f32v)_mm512_max_epi32((__m512i)x, _mm512_setzero_si512());
 }
 
 #else
@@ -93,12 +102,15 @@ FASTCLIP_INLINE f32v log1p_unit(f32v e) {
   return ((e4 * 0.00523269411f + (d * e2 + c)) * e4 + (b * e2 + a)) * e;
 }
 
+FASTCLIP_INLINE f32v unit_or(f32v x, f32v e) { return x >= 0 ? splat(1.f) : e; }
+
 FASTCLIP_INLINE f32v at_least_0(f32v x) { return x > 0 ? x : f32v{}; }
 
 #endif
 
 FASTCLIP_INLINE double exp_neg(double a) { return exp(-a); }
 FASTCLIP_INLINE double log1p_unit(double e) { return log1p(e); }
+FASTCLIP_INLINE double unit_or(double x, double e) { return x >= 0 ? 1 : e; }
 FASTCLIP_INLINE double at_least_0(double x) { return x > 0 ? x : 0; }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Compiled once per instruction-set level: see isa.h for the rule that goes with it.
 //
-// A band walks its image row by row, and every head reads the finished weight row while it is in
-// L1.
+// A band walks its image strip by strip, a few rows at a time, and every head reads the finished
+// weights while they are in L1.
 #include "structure_loss_kernels.h"
 
 #include <omp.h>
@@ -28,23 +28,22 @@ class Band {
 
   Band(const LossPass& pass, char* memory)
       : pass_(pass),
-        width_(pass.width),
         sums_((HeadSums*)memory),
-        rows_(pass, memory + pass.head_count * sizeof(HeadSums)) {}
+        weights_(pass, memory + pass.head_count * sizeof(HeadSums)) {}
 
   // Fills the band's sums.
   template <Keep kKeep>
   void sum(int64_t image, int64_t band) {
     for (int64_t h = 0; h < pass_.head_count; ++h) sums_[h] = HeadSums{};
     Sum bce_weight{}, weighted_mask{};
-    each_row(image, band, [&](int64_t at, const typename WeightRows<Row>::Sums& common) {
+    each_strip(image, band, [&](int64_t at, int64_t pixels, const typename Weights::Sums& common) {
       bce_weight += Row::widen(common.bce_weight);
       weighted_mask += Row::widen(common.mask);
       for (int64_t h = 0; h < pass_.head_count; ++h) {
-        const T* row = (const T*)pass_.heads[h].logits + at;
+        const T* logits = (const T*)pass_.heads[h].logits + at;
         T* grad = kKeep != Keep::kNothing ? (T*)pass_.heads[h].grad : nullptr;
-        grad != nullptr ? keep_row<kKeep>(row, grad + at, sums_[h])
-                        : add_row<Keep::kNothing>(row, nullptr, sums_[h]);
+        grad != nullptr ? keep<kKeep>(logits, grad + at, pixels, sums_[h])
+                        : add<Keep::kNothing>(logits, nullptr, pixels, sums_[h]);
       }
     });
     if (kKeep == Keep::kStreamed) stream_fence();
@@ -60,40 +59,39 @@ class Band {
   // Writes the band's gradients, once the sums of the whole image are known.
   template <bool kKept>
   void differentiate(int64_t image, int64_t band) {
-    each_row(image, band, [&](int64_t at, const typename WeightRows<Row>::Sums&) {
+    each_strip(image, band, [&](int64_t at, int64_t pixels, const typename Weights::Sums&) {
       for (int64_t h = 0; h < pass_.head_count; ++h) {
         if (pass_.heads[h].grad == nullptr) continue;
-        const T* row = (const T*)pass_.heads[h].logits + at;
+        const T* logits = (const T*)pass_.heads[h].logits + at;
         T* grad = (T*)pass_.heads[h].grad + at;
-        write_row<kKept>(row, grad, pass_.gradients[image * pass_.head_count + h]);
+        const LossGradient& g = pass_.gradients[image * pass_.head_count + h];
+        pass_.weighted_bce ? write<kKept, true>(logits, grad, pixels, g)
+                           : write<kKept, false>(logits, grad, pixels, g);
       }
     });
   }
 
  private:
+  typedef WeightRows<Row> Weights;
+  static constexpr int64_t kChunk = 256;  // pixels between two loops, and their buffer
+  // Pixels from those at work to those that are fetched; into L2, where they push out nothing that
+  // the strip needs.
+  static constexpr int64_t kAhead = 768;
+
   struct HeadSums {
     Sum bce, intersection, sigmoid;
   };
 
-  // s = sigmoid(x), its slope s (1 - s), and e = exp(-|x|). Called, it would cost the loop a tenth.
-  struct Sigmoid {
-    Vector e, s, slope;
-    __attribute__((always_inline)) explicit Sigmoid(Vector x) {
-      e = exp_neg(abs(x));
-      const Vector r = 1 / (1 + e), er = e * r;
-      s = x >= 0 ? r : er;
-      slope = er * r;
-    }
-  };
-
-  // Calls `work` with where each row of the band starts, and the sums of its weights.
+  // Calls `work` with where each strip of the band starts, its pixels, and the sums of its weights.
   template <class F>
-  void each_row(int64_t image, int64_t band, F work) {
+  void each_strip(int64_t image, int64_t band, F work) {
     const int64_t first = band * pass_.band_rows, below = first + pass_.band_rows;
     const int64_t end = below < pass_.height ? below : pass_.height;
-    rows_.start(image, first);
-    for (int64_t y = first; y < end; ++y) {
-      work((image * pass_.height + y) * width_, rows_.next(y));
+    weights_.start(image, first);
+    for (int64_t y = first; y < end; y += pass_.strip_rows) {
+      const int64_t rows = end - y < pass_.strip_rows ? end - y : pass_.strip_rows;
+      const int64_t at = (image * pass_.height + y) * pass_.width;
+      work(at, rows * pass_.width, weights_.next(y, rows));
     }
   }
 
@@ -101,84 +99,101 @@ class Band {
   FASTCLIP_INLINE Vector logit(const T* x, const Real* valid, int64_t left) {
     const Vector value = Row::read(x, left);
     if (!kMasked) return value;
-    return load_raw<Vector>(valid) != 0 ? value : Vector{};
+    return Row::read(valid, left) != 0 ? value : Vector{};
   }
 
-  // Calls `step` with each register of a row, and then with how much of one is left. That comes
+  // Calls `step` with each register of a strip, and then with how much of one is left. That comes
   // behind the loop, in which nothing is called then, so that constants stay in registers.
   template <class F>
-  FASTCLIP_INLINE void each_register(int64_t width, F step) {
-    int64_t at = 0;
-    for (; at + Row::kStep <= width; at += Row::kStep) step(at, Row::kStep);
-    if (at < width) step(at, width - at);
+  FASTCLIP_INLINE void each_register(int64_t first, int64_t end, F step) {
+    int64_t at = first;
+    for (; at + Row::kStep <= end; at += Row::kStep) step(at, Row::kStep);
+    if (at < end) step(at, end - at);
   }
 
-  // Streams where the row is aligned for it.
+  // Calls `step` with each register, its logit x and exp(-|x|). That is a loop of its own: a CPU
+  // sees only so many instructions ahead, and in one loop each register waits for the last one's.
+  template <class F>
+  FASTCLIP_INLINE void each_logit(const T* logits, const Real* valid, int64_t pixels, F step) {
+    alignas(Vector) Real exponentials[kChunk];
+    for (int64_t first = 0; first < pixels; first += kChunk) {
+      const int64_t end = pixels - first < kChunk ? pixels : first + kChunk;
+      each_register(first, end, [&](int64_t at, int64_t left) __attribute__((always_inline)) {
+        __builtin_prefetch(logits + kAhead + at, 0, 2);
+        const Vector x = logit(logits + at, valid + at, left);
+        store(exponentials + at - first, exp_neg(abs(x)));
+      });
+      each_register(first, end, [&](int64_t at, int64_t left) __attribute__((always_inline)) {
+        const Vector e = load_raw<Vector>(exponentials + at - first);
+        step(at, left, logit(logits + at, valid + at, left), e);
+      });
+    }
+  }
+
+  // Streams where the strip is aligned for it.
   template <Keep kKeep>
-  void keep_row(const T* row, T* sigmoid, HeadSums& sums) {
+  void keep(const T* logits, T* sigmoid, int64_t pixels, HeadSums& sums) {
     const bool aligned = (uintptr_t)sigmoid % sizeof(Vector) == 0;
-    kKeep == Keep::kCached || aligned ? add_row<kKeep>(row, sigmoid, sums)
-                                      : add_row<Keep::kCached>(row, sigmoid, sums);
+    kKeep == Keep::kCached || aligned ? add<kKeep>(logits, sigmoid, pixels, sums)
+                                      : add<Keep::kCached>(logits, sigmoid, pixels, sums);
   }
 
-  // Not inlined, as write_row: a loop of its own has the registers for itself.
+  // Not inlined, as `write`: loops of their own have the registers for themselves.
   template <Keep kKeep>
-  __attribute__((noinline)) void add_row(const T* row, T* sigmoid, HeadSums& sums) {
-    const Real *mask = rows_.mask, *weight = rows_.weight, *v = rows_.bce_weight();
-    const Real* valid = rows_.valid;
-    const int64_t width = width_;
+  __attribute__((noinline)) void add(const T* logits, T* sigmoid, int64_t pixels, HeadSums& sums) {
+    const Real *mask = weights_.mask, *weight = weights_.weight, *v = weights_.bce_weight();
     Vector bce_sum{}, intersection{}, sigmoids{};
-    each_register(width, [&](int64_t at, int64_t left) __attribute__((always_inline)) {
-      __builtin_prefetch(row + width + at);
-      const Vector x = logit(row + at, valid + at, left);
-      const Vector m = load_raw<Vector>(mask + at), w = load_raw<Vector>(weight + at);
-      const Sigmoid known(x);
-      const Vector bce = (at_least_0(x) - m * x) + log1p_unit(known.e);
-      const Vector ws = w * known.s;
-      bce_sum += load_raw<Vector>(v + at) * bce;
+    const auto step = [&](auto at, auto left, auto x, auto e) __attribute__((always_inline)) {
+      const Vector m = Row::read(mask + at, left), w = Row::read(weight + at, left);
+      const Vector s = unit_or(x, e) / (1 + e);
+      const Vector bce = (at_least_0(x) - m * x) + log1p_unit(e);
+      const Vector ws = w * s;
+      bce_sum += Row::read(v + at, left) * bce;
       intersection += ws * m;
       sigmoids += ws;
       if constexpr (kKeep == Keep::kCached) {
-        __builtin_prefetch(sigmoid + width + at, 1);
-        Row::write(sigmoid + at, known.s, left);
+        __builtin_prefetch(sigmoid + kAhead + at, 1, 2);
+        Row::write(sigmoid + at, s, left);
       } else if constexpr (kKeep == Keep::kStreamed) {
-        Row::stream(sigmoid + at, known.s, left);
+        Row::stream(sigmoid + at, s, left);
       }
-    });
+    };
+    each_logit(logits, weights_.valid, pixels, step);
     sums.bce += Row::widen(bce_sum);
     sums.intersection += Row::widen(intersection);
     sums.sigmoid += Row::widen(sigmoids);
   }
 
-  template <bool kKept>
-  __attribute__((noinline)) void write_row(const T* row, T* grad, const LossGradient& g) {
-    const Real *mask = rows_.mask, *weight = rows_.weight, *v = rows_.bce_weight();
-    const Real* valid = rows_.valid;
-    const int64_t width = width_;
+  template <bool kKept, bool kWeighted>
+  __attribute__((noinline)) void write(const T* logits, T* grad, int64_t pixels,
+                                       const LossGradient& g) {
+    const Real *mask = weights_.mask, *weight = weights_.weight, *valid = weights_.valid;
     const Real g_bce = (Real)g.bce, g_total = (Real)g.total, g_inter = (Real)g.intersection;
-    each_register(width, [&](int64_t at, int64_t left) __attribute__((always_inline)) {
-      Vector s, slope;
-      if (kKept) {
-        s = Row::read(grad + at, left);
-        slope = s - s * s;
-      } else {
-        __builtin_prefetch(row + width + at);
-        __builtin_prefetch(grad + width + at, 1);
-        const Sigmoid known(logit(row + at, valid + at, left));
-        s = known.s;
-        slope = known.slope;
-      }
-      const Vector m = load_raw<Vector>(mask + at), w = load_raw<Vector>(weight + at);
-      const Vector from_bce = load_raw<Vector>(v + at) * (g_bce * (s - m));
-      const Vector from_iou = w * slope * (g_total - g_inter * m);
-      Row::write(grad + at, from_bce + from_iou, left);
-    });
+    const auto put = [&](auto at, auto left, auto s, auto slope) __attribute__((always_inline)) {
+      const Vector m = Row::read(mask + at, left), w = Row::read(weight + at, left);
+      const Vector bce = g_bce * (s - m), iou = slope * (g_total - g_inter * m);
+      const Vector d = kWeighted ? w * (bce + iou) : Row::read(valid + at, left) * bce + w * iou;
+      Row::write(grad + at, d, left);
+    };
+    const auto take = [&](int64_t at, int64_t left) __attribute__((always_inline)) {
+      const Vector s = Row::read(grad + at, left);
+      put(at, left, s, s - s * s);
+    };
+    const auto make = [&](auto at, auto left, auto x, auto e) __attribute__((always_inline)) {
+      __builtin_prefetch(grad + kAhead + at, 1, 2);
+      const Vector r = 1 / (1 + e);
+      put(at, left, unit_or(x, e) * r, e * r * r);
+    };
+    if constexpr (kKept) {
+      each_register(0, pixels, take);
+    } else {
+      each_logit(logits, valid, pixels, make);
+    }
   }
 
   const LossPass& pass_;
-  const int64_t width_;
   HeadSums* sums_;
-  WeightRows<Row> rows_;
+  Weights weights_;
 };
 
 // Sums, then gradients. With images enough for every thread each keeps to its image, whose maps are

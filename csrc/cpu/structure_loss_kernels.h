@@ -37,6 +37,7 @@ struct LossPass {
   LossWork work;
   int64_t images, height, width;
   int64_t bands, band_rows;    // bands per image
+  int64_t strip_rows;          // that are weighed, and then read by every head, at a time
   int64_t radius_y, radius_x;  // of the window; at most height - 1, width - 1
   double boundary_weight, smooth;
   double window_area;

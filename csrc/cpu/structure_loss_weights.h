@@ -13,7 +13,7 @@
 namespace fastclip::cpu {
 namespace {
 
-// The weight of every pixel of a band, row after row.
+// The weight of every pixel of a band, some rows at a time.
 template <class Row>
 class WeightRows {
  public:
@@ -26,14 +26,18 @@ class WeightRows {
     for (int level = 1; level < levels_; ++level) runs_[level] = take(memory, length_[level]);
     runs_[0] = columns_;
     for (int i = 0; i < terms_; ++i) term_[i].from = runs_[term_[i].level] + term_[i].start;
-    Real** rows[] = {&own_mask_, &valid, &weight, &entering_, &leaving_, &other_valid_, &outside_};
+    Real** rows[] = {&entering_, &leaving_, &other_valid_, &outside_};
     for (Real** row : rows) {
       *row = take(memory, width_);
-      for (int64_t x = 0; x < padded(width_); ++x) (*row)[x] = row == &valid && x < width_;
+      for (int64_t x = 0; x < padded(width_); ++x) (*row)[x] = 0;
     }
+    const int64_t strip = pass.strip_rows * width_;
+    Real** strips[] = {&own_mask_, &valid, &weight};
+    for (Real** pixels : strips) *pixels = take(memory, strip);
+    for (int64_t i = 0; i < strip; ++i) valid[i] = 1;
   }
 
-  // Of this row, whole registers long:
+  // Of these rows, one behind the other:
   const Real* mask;  // zero where it is not valid
   Real* valid;       // 1 or 0
   Real* weight;      // 1 + boundary_weight |box / window_area - mask|, and 0 where not valid
@@ -63,26 +67,34 @@ class WeightRows {
 
   const Real* bce_weight() const { return pass_.weighted_bce ? weight : valid; }
 
-  // Row y; returns the sums of the BCE's weight and of the weighted mask, a lane each.
+  // Rows y .. y + rows; returns the sums of the BCE's weight and of the weighted mask, a lane each.
   struct Sums {
     Vector bce_weight, mask;
   };
-  Sums next(int64_t y) {
-    // A row leaves only if a row above came in.
-    const Slide slides = slide(y + pass_.radius_y, y == first_ ? -1 : y - 1 - pass_.radius_y);
-    mask = mask_row(y, own_mask_, valid);
-    if (mask != own_mask_ && width_ % Row::kStep != 0) {
-      convert<Row>(mask, own_mask_, width_);
-      mask = own_mask_;
+  Sums next(int64_t y, int64_t rows) {
+    Sums sums{};
+    mask = is_direct() ? mask_row(y, nullptr, nullptr) : own_mask_;
+    for (int64_t row = 0; row < rows; ++row) {
+      const Sums more = next_row(y + row, row * width_);
+      sums.bce_weight += more.bce_weight;
+      sums.mask += more.mask;
     }
-    const bool masked = pass_.valid != nullptr;
-    if (pass_.weighted_bce) {
-      return masked ? weigh<true, true>(slides) : weigh<false, true>(slides);
-    }
-    return masked ? weigh<true, false>(slides) : weigh<false, false>(slides);
+    return sums;
   }
 
  private:
+  // Row y, which lies `at` pixels behind the first.
+  Sums next_row(int64_t y, int64_t at) {
+    // A row leaves only if a row above came in.
+    const int64_t leaves = y == first_ ? -1 : y - 1 - pass_.radius_y;
+    const Slide slide = this->slide(y + pass_.radius_y, leaves);
+    if (!is_direct()) mask_row(y, own_mask_ + at, valid + at);
+    const bool masked = pass_.valid != nullptr;
+    if (pass_.weighted_bce)
+      return masked ? weigh<true, true>(slide, at) : weigh<false, true>(slide, at);
+    return masked ? weigh<true, false>(slide, at) : weigh<false, false>(slide, at);
+  }
+
   static Real* take(char*& memory, int64_t n) {
     Real* row = (Real*)memory;
     memory += padded(n) * sizeof(Real);
@@ -115,9 +127,8 @@ class WeightRows {
     const Real *in, *out;
     Real* columns;
     int64_t width;
-    __attribute__((always_inline)) Vector at(int64_t x) const {
+    __attribute__((always_inline)) Vector at(int64_t x, int64_t left) const {
       __builtin_prefetch(in + width + x);
-      const int64_t left = width - x;
       const Vector change = Row::read(in + x, left) - Row::read(out + x, left);
       const Vector sums = load_raw<Vector>(columns + x) + change;
       store(columns + x, sums);
@@ -125,8 +136,11 @@ class WeightRows {
     }
   };
 
-  void move(const Slide& rows) {
-    for (int64_t x = 0; x < width_; x += Row::kStep) rows.at(x);
+  void move(const Slide& slide) {
+    const Slide rows = slide;  // in registers
+    int64_t x = 0;
+    for (; x + Row::kStep <= rows.width; x += Row::kStep) rows.at(x, Row::kStep);
+    if (x < rows.width) rows.at(x, rows.width - x);
   }
 
   Slide slide(int64_t enters, int64_t leaves) {
@@ -171,47 +185,53 @@ class WeightRows {
   template <bool kMasked, bool kWeighted>
   class Weigh {
    public:
-    explicit Weigh(const WeightRows& rows)
+    Weigh(const WeightRows& rows, int64_t at)
         : share_((Real)(rows.pass_.boundary_weight / rows.pass_.window_area)),
-          whole_((Real)rows.pass_.boundary_weight),
-          mask_(rows.mask),
-          valid_(rows.valid),
-          weight_(rows.weight),
-          width_(rows.width_) {}
+          area_((Real)rows.pass_.window_area),
+          mask_(rows.mask + at),
+          valid_(rows.valid + at),
+          weight_(rows.weight + at) {}
 
-    __attribute__((always_inline)) void at(int64_t x, Vector box) {
-      const Vector m = load_raw<Vector>(mask_ + x);
-      Vector w = 1 + abs(share_ * box - whole_ * m);
-      if (kMasked || x + Row::kStep > width_) w = load_raw<Vector>(valid_ + x) != 0 ? w : Vector{};
+    // Of the last register only what is `left` counts; beyond it the next row will be written.
+    __attribute__((always_inline)) void at(int64_t x, int64_t left, Vector box) {
+      const Vector m = Row::read(mask_ + x, left);
+      Vector w = 1 + share_ * abs(box - area_ * m);
+      if (kMasked) w = Row::read(valid_ + x, left) != 0 ? w : Vector{};
       store(weight_ + x, w);
-      bce_weight_ += kWeighted ? w : load_raw<Vector>(valid_ + x);  // not read back: that waits
+      if (left < Row::kStep) w = Row::read(weight_ + x, left);
+      bce_weight_ += kWeighted ? w : Row::read(valid_ + x, left);  // not read back: that waits
       weighted_mask_ += w * m;
     }
 
     Sums sums() const { return {bce_weight_, weighted_mask_}; }
 
    private:
-    const Real share_, whole_;
+    const Real share_, area_;
     const Real *const mask_, *const valid_;
     Real* const weight_;
-    const int64_t width_;
     Vector bce_weight_{}, weighted_mask_{};
   };
 
   template <class Weigh>
-  __attribute__((always_inline)) void weigh_31(Weigh& weigh, const Slide& rows) {
+  __attribute__((always_inline)) void weigh_31(Weigh& weigh, const Slide& slide) {
     constexpr int64_t kStep = Row::kStep, kBehind = Window31<Row>::kBehind * kStep;
-    const int64_t width = (width_ + kStep - 1) / kStep * kStep;
+    const Slide rows = slide;  // in registers
     Window31<Row> window;
+    const auto push = [&](int64_t x) __attribute__((always_inline)) {
+      const int64_t left = rows.width - x;
+      window.push(left >= kStep ? rows.at(x, kStep) : left > 0 ? rows.at(x, left) : Vector{});
+    };
     int64_t x = 0;
-    for (; x < kBehind; x += kStep) window.push(x < width ? rows.at(x) : Vector{});
-    for (; x < width; x += kStep) {
-      window.push(rows.at(x));
-      weigh.at(x - kBehind, window.sum(rows.columns + x - kBehind));
+    for (; x < kBehind; x += kStep) push(x);
+    for (; x + kStep <= rows.width; x += kStep) {
+      window.push(rows.at(x, kStep));
+      weigh.at(x - kBehind, kStep, window.sum(rows.columns + x - kBehind));
     }
-    for (x -= kBehind; x < width; x += kStep) {
-      window.push(Vector{});
-      weigh.at(x, window.sum(rows.columns + x));
+    for (x -= kBehind; x < rows.width; x += kStep) {
+      push(x + kBehind);
+      const int64_t left = rows.width - x;
+      const Vector box = window.sum(rows.columns + x);
+      left >= kStep ? weigh.at(x, kStep, box) : weigh.at(x, left, box);
     }
   }
 
@@ -221,20 +241,24 @@ class WeightRows {
     const Term* term = term_;
     const int terms = terms_;
     const int64_t width = width_;
-    for (int64_t x = 0; x < width; x += Row::kStep) {
+    int64_t x = 0;
+    const auto step = [&](int64_t left) __attribute__((always_inline)) {
       Vector box{};
       for (int i = 0; i < terms; ++i) box += term[i].sign * load_raw<Vector>(term[i].from + x);
-      weigh.at(x, box);
-    }
+      weigh.at(x, left, box);
+      x += Row::kStep;
+    };
+    while (x + Row::kStep <= width) step(Row::kStep);
+    if (x < width) step(width - x);
   }
 
   template <bool kMasked, bool kWeighted>
-  Sums weigh(const Slide& rows) {
-    Weigh<kMasked, kWeighted> weigh(*this);
+  Sums weigh(const Slide& slide, int64_t at) {
+    Weigh<kMasked, kWeighted> weigh(*this, at);
     if (Row::kShifts && pass_.radius_x == Window31<Row>::kRadius) {
-      weigh_31(weigh, rows);
+      weigh_31(weigh, slide);
     } else {
-      move(rows);
+      move(slide);
       weigh_runs(weigh);
     }
     return weigh.sums();
