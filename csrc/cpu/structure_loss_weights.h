@@ -238,12 +238,27 @@ class WeightRows {
   template <class Weigh>
   __attribute__((always_inline)) void weigh_runs(Weigh& weigh) {
     for (int level = 1, run = 1; level < levels_; ++level, run *= 4) add_runs(level, run);
-    const Term* term = term_;
-    const int terms = terms_;
+    switch (terms_) {
+      case 1: return weigh_terms<1>(weigh);
+      case 2: return weigh_terms<2>(weigh);
+      case 3: return weigh_terms<3>(weigh);
+      case 4: return weigh_terms<4>(weigh);
+      case 5: return weigh_terms<5>(weigh);
+      default: return weigh_terms<0>(weigh);
+    }
+  }
+
+  // So few terms, known to the compiler, stay in registers; kTerms 0 stands for any number.
+  template <int kTerms, class Weigh>
+  __attribute__((always_inline)) void weigh_terms(Weigh& weigh) {
+    const int terms = kTerms > 0 ? kTerms : terms_;
+    Term term[kTerms > 0 ? kTerms : 64];
+    for (int i = 0; i < terms; ++i) term[i] = term_[i];
     const int64_t width = width_;
     int64_t x = 0;
     const auto step = [&](int64_t left) __attribute__((always_inline)) {
       Vector box{};
+#pragma GCC unroll 8
       for (int i = 0; i < terms; ++i) box += term[i].sign * load_raw<Vector>(term[i].from + x);
       weigh.at(x, left, box);
       x += Row::kStep;
