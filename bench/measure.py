@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import datetime
 import platform
 import random
@@ -16,6 +17,7 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 KEY = ("bench", "case", "dtype", "variant")
 COLUMNS = (*KEY, "median_ms", "speedup", "gb_per_s", "error", "torch", "device", "threads", "date")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def interleaved_ms(
@@ -29,8 +31,9 @@ def interleaved_ms(
     A turn is one call, which finds code, objects and data as cold as the others leave them; or one
     that is not timed and then `in_a_loop` calls that are, which find them warm. Every round has an
     order of its own: always after the same other variant, one would always pay for what that does
-    to caches and to the system's memory.
+    to caches.
     """
+    _keep_freed_memory()
     times: dict[str, list[float]] = {name: [] for name in variants}
     order, draw = list(variants), random.Random(0)
     for repeat in range(warmup + repeats):
@@ -45,6 +48,18 @@ def interleaved_ms(
                 if repeat >= warmup:
                     times[name].append((time.perf_counter() - start) * 1e3)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep what is freed, for every variant alike.
+
+    By default it gives a large heap back to the system at the next large release, whose ever that
+    is: after the eager structure loss, 3 to 5 ms in the time of whichever variant came next.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            mallopt(threshold, 2**31 - 1)
 
 
 def rows(
