@@ -54,7 +54,7 @@ def _keep_freed_memory() -> None:
     """Has glibc keep what is freed, for every variant alike.
 
     By default it gives a large heap back to the system at the next large release, whose ever that
-    is: after the eager structure loss, 3 to 5 ms in the time of whichever variant came next.
+    is: milliseconds after the eager structure loss, in the time of whichever variant comes next.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

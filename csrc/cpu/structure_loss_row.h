@@ -62,6 +62,16 @@ struct DoubleRow {
 // Room for whole registers, and one more that an unaligned read may touch.
 FASTCLIP_INLINE int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes + kLanes; }
 
+// Room for `n` of them, from the front of `memory`.
+template <class Real>
+FASTCLIP_INLINE Real* take(char*& memory, int64_t n) {
+  Real* row = (Real*)memory;
+  memory += padded(n) * sizeof(Real);
+  return row;
+}
+
+FASTCLIP_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
 template <class Row, class T>
 FASTCLIP_INLINE void convert(const T* from, typename Row::Real* to, int64_t n) {
   for (int64_t i = 0; i < n; i += Row::kStep) {

@@ -1,13 +1,14 @@
-// The boundary weight of an image, row after row. Compiled per instruction-set level, with internal
-// linkage throughout: see the rule in isa.h.
+// The boundary weight of an image, some rows at a time. Compiled per instruction-set level, with
+// internal linkage throughout: see the rule in isa.h.
 //
-// Column sums of the mask slide down, and a window's row sum is gathered from runs of 1, 4, 16, ...
-// columns, so its cost is log4(window). With AVX-512 the window of 31, which every published use of
-// the loss has, is summed in registers instead.
+// Column sums of the mask slide down, and a window's row sum is put together from runs of columns.
+// With AVX-512 the window of 31, which every published use of the loss has, is summed in registers
+// instead.
 #pragma once
 
 #include "structure_loss_kernels.h"
 #include "structure_loss_row.h"
+#include "structure_loss_runs.h"
 #include "structure_loss_window.h"
 
 namespace fastclip::cpu {
@@ -20,20 +21,16 @@ class WeightRows {
   typedef typename Row::Real Real;
   typedef typename Row::Vector Vector;
 
-  WeightRows(const LossPass& pass, char* memory) : pass_(pass), width_(pass.width) {
-    find_terms();
-    columns_ = take(memory, length_[0]);
-    for (int level = 1; level < levels_; ++level) runs_[level] = take(memory, length_[level]);
-    runs_[0] = columns_;
-    for (int i = 0; i < terms_; ++i) term_[i].from = runs_[term_[i].level] + term_[i].start;
+  WeightRows(const LossPass& pass, char* memory)
+      : pass_(pass), width_(pass.width), runs_(pass.radius_x, pass.width, memory) {
     Real** rows[] = {&entering_, &leaving_, &other_valid_, &outside_};
     for (Real** row : rows) {
-      *row = take(memory, width_);
+      *row = take<Real>(memory, width_);
       for (int64_t x = 0; x < padded(width_); ++x) (*row)[x] = 0;
     }
     const int64_t strip = pass.strip_rows * width_;
     Real** strips[] = {&own_mask_, &valid, &weight};
-    for (Real** pixels : strips) *pixels = take(memory, strip);
+    for (Real** pixels : strips) *pixels = take<Real>(memory, strip);
     for (int64_t i = 0; i < strip; ++i) valid[i] = 1;
   }
 
@@ -46,7 +43,7 @@ class WeightRows {
   void start(int64_t image, int64_t y) {
     image_ = image;
     first_ = y;
-    for (int64_t x = 0; x < length_[0]; ++x) columns_[x] = 0;
+    runs_.clear_columns();
     if (!is_direct()) {
       for (int64_t row = y - pass_.radius_y; row < y + pass_.radius_y; ++row) {
         if (inside(row)) move(slide(row, -1));
@@ -61,7 +58,7 @@ class WeightRows {
       for (int64_t row = 0; row < below - top; ++row) {
         sum += Row::read(from + row * width_ + x, width_ - x);
       }
-      store(columns_ + margin_ + x, sum);
+      store(runs_.columns() + x, sum);
     }
   }
 
@@ -95,12 +92,6 @@ class WeightRows {
     return masked ? weigh<true, false>(slide, at) : weigh<false, false>(slide, at);
   }
 
-  static Real* take(char*& memory, int64_t n) {
-    Real* row = (Real*)memory;
-    memory += padded(n) * sizeof(Real);
-    return row;
-  }
-
   // Whether the mask's rows are read where they lie.
   bool is_direct() const { return pass_.valid == nullptr && pass_.mask_dtype == Row::kDType; }
 
@@ -117,8 +108,6 @@ class WeightRows {
     }
     return buffer;
   }
-
-  static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
   bool inside(int64_t y) const { return y >= 0 && y < pass_.height; }
 
@@ -145,40 +134,8 @@ class WeightRows {
 
   Slide slide(int64_t enters, int64_t leaves) {
     return {inside(enters) ? mask_row(enters, entering_, other_valid_) : outside_,
-            inside(leaves) ? mask_row(leaves, leaving_, other_valid_) : outside_,
-            columns_ + margin_, width_};
-  }
-
-  // runs[level][i] = sum of columns i .. i + 4^level, from runs of a fourth of that. Where those
-  // are shorter than a register they are put together in registers: unaligned reads of what was
-  // written just before would wait for it.
-  void add_runs(int level, int run) {
-    const Real* from = runs_[level - 1];
-    Real* to = runs_[level];
-    const int64_t length = length_[level];
-    if (Row::kShifts && run == 1) return pair_runs<1>(from, to, length);
-    if (Row::kShifts && run == 4) return pair_runs<4>(from, to, length);
-    for (int64_t i = 0; i < length; i += Row::kStep) {
-      const Vector a = load_raw<Vector>(from + i), b = load_raw<Vector>(from + i + run);
-      const Vector c = load_raw<Vector>(from + i + 2 * run);
-      const Vector d = load_raw<Vector>(from + i + 3 * run);
-      store(to + i, (a + b) + (c + d));
-    }
-  }
-
-  // Sums of two neighbours `run` apart, then of two of those.
-  template <int run>
-  static void pair_runs(const Real* from, Real* to, int64_t length) {
-    Vector b = load_raw<Vector>(from + Row::kStep);
-    Vector pairs = load_raw<Vector>(from);
-    pairs += Row::template shifted<run>(pairs, b);
-    for (int64_t i = 0; i < length; i += Row::kStep) {
-      const Vector c = load_raw<Vector>(from + i + 2 * Row::kStep);
-      const Vector next = b + Row::template shifted<run>(b, c);
-      store(to + i, pairs + Row::template shifted<2 * run>(pairs, next));
-      pairs = next;
-      b = c;
-    }
+            inside(leaves) ? mask_row(leaves, leaving_, other_valid_) : outside_, runs_.columns(),
+            width_};
   }
 
   // Turns the mask's sums over a row's windows into weights, a register of pixels at a time.
@@ -235,38 +192,6 @@ class WeightRows {
     }
   }
 
-  template <class Weigh>
-  __attribute__((always_inline)) void weigh_runs(Weigh& weigh) {
-    for (int level = 1, run = 1; level < levels_; ++level, run *= 4) add_runs(level, run);
-    switch (terms_) {
-      case 1: return weigh_terms<1>(weigh);
-      case 2: return weigh_terms<2>(weigh);
-      case 3: return weigh_terms<3>(weigh);
-      case 4: return weigh_terms<4>(weigh);
-      case 5: return weigh_terms<5>(weigh);
-      default: return weigh_terms<0>(weigh);
-    }
-  }
-
-  // So few terms, known to the compiler, stay in registers; kTerms 0 stands for any number.
-  template <int kTerms, class Weigh>
-  __attribute__((always_inline)) void weigh_terms(Weigh& weigh) {
-    const int terms = kTerms > 0 ? kTerms : terms_;
-    Term term[kTerms > 0 ? kTerms : 64];
-    for (int i = 0; i < terms; ++i) term[i] = term_[i];
-    const int64_t width = width_;
-    int64_t x = 0;
-    const auto step = [&](int64_t left) __attribute__((always_inline)) {
-      Vector box{};
-#pragma GCC unroll 8
-      for (int i = 0; i < terms; ++i) box += term[i].sign * load_raw<Vector>(term[i].from + x);
-      weigh.at(x, left, box);
-      x += Row::kStep;
-    };
-    while (x + Row::kStep <= width) step(Row::kStep);
-    if (x < width) step(width - x);
-  }
-
   template <bool kMasked, bool kWeighted>
   Sums weigh(const Slide& slide, int64_t at) {
     Weigh<kMasked, kWeighted> weigh(*this, at);
@@ -274,52 +199,16 @@ class WeightRows {
       weigh_31(weigh, slide);
     } else {
       move(slide);
-      weigh_runs(weigh);
+      runs_.each_sum([&](int64_t x, int64_t left, Vector box)
+                         __attribute__((always_inline)) { weigh.at(x, left, box); });
     }
     return weigh.sums();
   }
 
-  // The window is put together from runs by its digits in base 4 (-1, 0, 1 or 2): 31 is two runs of
-  // 16 less one of 1.
-  void find_terms() {
-    int digit[32];
-    int64_t rest = 2 * pass_.radius_x + 1;
-    for (levels_ = 0; rest != 0; ++levels_) {
-      digit[levels_] = rest % 4 == 3 ? -1 : (int)(rest % 4);
-      rest = (rest - digit[levels_]) / 4;
-      length_[levels_] = 0;
-    }
-    margin_ = padded(pass_.radius_x) - kLanes;
-    int64_t at = margin_ - pass_.radius_x, run = 1;
-    for (int level = 1; level < levels_; ++level) run *= 4;
-    for (int level = levels_ - 1; level >= 0; --level, run /= 4) {
-      const Real sign = digit[level] < 0 ? (Real)-1 : (Real)1;
-      for (int k = digit[level] < 0 ? 1 : digit[level]; k > 0; --k, at += (int64_t)sign * run) {
-        term_[terms_] = {level, sign < 0 ? at - run : at, sign, nullptr};
-        length_[level] = larger(length_[level], term_[terms_++].start + padded(width_));
-      }
-      if (level + 1 == levels_) continue;
-      const int64_t beyond = larger(3 * run, 2 * kLanes);  // what add_runs reads
-      length_[level] = larger(length_[level], length_[level + 1] + beyond);
-    }
-  }
-
-  struct Term {
-    int level;
-    int64_t start;
-    Real sign;
-    const Real* from;
-  };
-
   const LossPass& pass_;
   const int64_t width_;
+  WindowRuns<Row> runs_;
   int64_t image_ = 0, first_ = 0;
-  int levels_ = 0, terms_ = 0;
-  int64_t margin_;      // columns left of the image; its first is aligned
-  int64_t length_[32];  // of each level's runs
-  Term term_[64];
-  Real* columns_;  // sums of the mask over the window's rows, and zeros around
-  Real* runs_[32];
   Real *own_mask_, *entering_, *leaving_, *other_valid_, *outside_;
 };
 
