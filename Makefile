@@ -1,10 +1,11 @@
 # make train   trains transfuse_t in under five minutes and shows the result
+# make check   linters, types and the quick tests: while you work
 # make test    linters, all tests, and the wheel's core tests under another torch
 # make bench   CPU benchmarks; rows go to bench/results/
 # make sanitize  the core's tests under AddressSanitizer and UBSan, then under ThreadSanitizer
 # make gpu     on a machine with an NVIDIA GPU and its own torch: build, test, benchmark
 # make docs-figures  the pictures of docs/, over a lesion of DATA
-# make setup   the virtual environment that the first three use
+# make setup   the virtual environment that all but gpu use
 #
 # DATA=folder   images to train on; else $FASTCLIP_DATA, else synthetic ones
 # PYTHON, VENV  the interpreter and the environment
@@ -18,7 +19,7 @@ OTHER_TORCH ?= 2.13.0
 OTHER_VENV = $(VENV)-torch-$(OTHER_TORCH)
 SOURCES = pyproject.toml setup.py $(shell find csrc -type f)
 
-.PHONY: setup train test lint test-wheel wheel bench gpu sanitize docs-figures clean
+.PHONY: setup train check test lint test-wheel wheel bench gpu sanitize docs-figures clean
 
 setup: $(VENV)/.ready
 
@@ -34,6 +35,9 @@ train: setup
 	$(VENV)/bin/fastclip train --data '$(DATA)' --model transfuse_t --size 96x128 --max-time 3.5 \
 	--epochs 100 --batch-size 16 --optimizer adamw --lr 3e-3 --weight-decay 0.05 \
 	--schedule cosine --warmup-steps 20 --precision auto --overwrite --out '$(OUT)'
+
+check: lint
+	$(VENV)/bin/python -m pytest -q -m 'not slow'
 
 test: lint test-wheel
 	$(VENV)/bin/python -m pytest
@@ -69,15 +73,16 @@ docs-figures: setup
 gpu: OUT = runs/make-gpu
 gpu:
 	$(PYTHON) setup.py -q build_ext --inplace
-	PYTHONPATH=. $(PYTHON) bench/bench_gpu.py --out '$(OUT)'
+	PYTHONPATH=.:bench $(PYTHON) -m gpu.run --out '$(OUT)'
 
 # The core's tests on a core built under AddressSanitizer and UndefinedBehaviorSanitizer, then under
 # ThreadSanitizer. Run from build/, so that the package of the checkout is not what they import;
 # capture leaves descriptors alone, so that a sanitizer's report comes through.
 GUARDS = $(shell g++ -print-file-name=libasan.so) $(shell g++ -print-file-name=libubsan.so)
 SANITIZED = $(abspath $(VENV))/bin/python -m pytest -q --capture=sys -p no:cacheprovider -m 'not slow' \
-	$(addprefix ../tests/test_,memory.py grad_norm.py clip.py clip_state.py clip_threads.py unit_clip.py \
-	structure_loss.py structure_loss_arguments.py structure_loss_autograd.py structure_loss_native.py)
+	$(addprefix ../tests/,house/test_memory.py grad_norm/test_grad_norm.py \
+	$(addprefix clipping/test_,clip.py clip_state.py clip_threads.py unit_clip.py) \
+	$(addprefix structure_loss/test_structure_loss,.py _arguments.py _autograd.py _native.py))
 sanitize: setup
 	FASTCLIP_CUDA=0 FASTCLIP_SANITIZE=address,undefined $(VENV)/bin/python setup.py -q build --build-base build/asan
 	cd build && LD_PRELOAD='$(GUARDS)' \

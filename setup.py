@@ -83,7 +83,7 @@ def cuda_rule(command: str) -> list[str]:
     return [
         "rule compile_cuda",
         "  description = $out",
-        f"  command = {command} {flags} {' '.join(targets)} -MD -MF $out.d -c $in -o $out",
+        f"  command = {command} -I{CSRC} {flags} {' '.join(targets)} -MD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
     ]
@@ -106,7 +106,8 @@ def ninja_file(output: Path) -> str:
             "-Wall -Wextra -Werror=return-type",
             "-fno-math-errno -fno-trapping-math -ffp-contract=fast -Wno-psabi",
             "-Wno-unknown-pragmas -Wno-unused-function -Wno-ignored-attributes",
-            f"-isystem {sysconfig.get_path('include')} -isystem {pybind11.get_include()}",
+            f"-I{CSRC} -isystem {sysconfig.get_path('include')}",
+            f"-isystem {pybind11.get_include()}",
             f"-DFASTCLIP_X86_LEVELS={int(x86)} -DFASTCLIP_CUDA={int(cuda is not None)}",
             guards,
         ]
@@ -132,9 +133,10 @@ def ninja_file(output: Path) -> str:
     ]
     objects = []
     for source in [*sorted(CSRC.glob("**/*.cpp")), *stand_ins]:
-        per_level = source.stem.endswith("_kernels")
+        per_level = source.match("cpu/*/kernels.cpp")
+        stem = source.relative_to(CSRC.parent).with_suffix("")
         for name, level in levels.items() if per_level else [("", "")]:
-            objects.append(f"{source.stem}{'.' + name if name else ''}.o")
+            objects.append(f"{stem}{'.' + name if name else ''}.o")
             lines.append(f"build {objects[-1]}: compile {source}")
             if per_level:
                 lines.append(f"  level = {level} -DFASTCLIP_ISA={name} -fno-exceptions")

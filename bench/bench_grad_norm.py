@@ -60,7 +60,7 @@ def exact_norm(grads: list[Tensor]) -> float:
     return math.sqrt(math.fsum(g.double().square().sum().item() for g in grads))
 
 
-@pytest.mark.parametrize("clipping", [False, True], ids=["idle", "clipping"])
+@pytest.mark.parametrize("clipping", [False, True], ids=["unclipped", "clipping"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
 def bench_clip(case, dtype, clipping, benchmark):
@@ -143,7 +143,7 @@ def bench_accuracy(elements, benchmark):
     benchmark.pedantic(calls["fastclip"], rounds=3)
 
 
-@pytest.mark.parametrize("clipping", [False, True], ids=["idle", "clipping"])
+@pytest.mark.parametrize("clipping", [False, True], ids=["unclipped", "clipping"])
 def bench_clip_and_step(clipping, benchmark):
     """Clip, then AdamW(fused), on TransFuse_S."""
     parameters = parameters_of("transfuse_s (382 tensors, 26.2M)", [torch.float32])

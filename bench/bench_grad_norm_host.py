@@ -2,7 +2,7 @@
 
     pytest bench/bench_grad_norm_host.py --benchmark-enable
 
-The whole road of a call (Python, torch's answers, entries, the tables of both launches) runs with
+The whole path of a call (Python, torch's answers, entries, the tables of both launches) runs with
 the stand-in for the CUDA runtime of tests/cuda_on_host, whose launches return at once; CPU tensors
 pass for tensors on a device. A device adds what its driver takes for two launches. `listing` is the
 part in which torch is asked for every gradient and its address.
@@ -13,9 +13,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import gpu_cases
 import measure
 import pytest
+from gpu import cases
 
 import fastclip
 
@@ -24,24 +24,24 @@ CASES = ("transfuse_s fp32", "1000 x 1000 fp32", "10000 x 100 fp32")
 
 
 @pytest.fixture(scope="module")
-def road(tmp_path_factory):
+def path(tmp_path_factory):
     """The native core with CUDA's kernels on the host, none of them run."""
     import cuda_on_host
 
     core, interface = cuda_on_host.extension(tmp_path_factory.mktemp("cuda_on_host"))
     interface.set_device(132, 4, 0, False)
-    interface.set_idle(True)
+    interface.set_host_only(True)
     with pytest.MonkeyPatch.context() as patch:
         cuda_on_host.install(core, patch)
         yield core
 
 
 @pytest.mark.parametrize("case", CASES)
-def bench_host_cost(road, case, benchmark):
-    parameters = gpu_cases.parameters_of(case, "cpu")
+def bench_host_cost(path, case, benchmark):
+    parameters = cases.parameters_of(case, "cpu")
     variants = {
         "fastclip CUDA, but for the driver": lambda: fastclip.clip_grad_norm_(parameters, 1.0),
-        "listing": lambda: road.TensorList(parameters, True),
+        "listing": lambda: path.TensorList(parameters, True),
     }
     medians = measure.interleaved_ms(variants, repeats=200)
     rows = measure.rows("clip, host", case, "float32", medians, baseline="listing")

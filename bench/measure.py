@@ -1,4 +1,4 @@
-"""Timing for every benchmark: variants take turns in one run, medians are compared, rows kept."""
+"""Timing for every benchmark: variants interleaved in one run, medians compared, rows kept."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ COLOURS = {"torch": "#c44e52", "fastclip": "#2b6cb0"}
 
 
 def times_ms(count: int, numel: int) -> dict[str, float]:
-    """Medians of clipping `count` float32 gradients of `numel` elements, the variants in turns."""
+    """Medians of clipping `count` float32 gradients of `numel` elements, interleaved."""
     parameters = [nn.Parameter(torch.empty(numel)) for _ in range(count)]
     for p in parameters:
         p.grad = torch.randn(numel)

@@ -1,18 +1,19 @@
 """Fused kernels around a PyTorch training step: clipping, structure loss, norms, groups."""
 
-from fastclip.adaptive import AGC, AutoClip, ZClip
-from fastclip.clip import (
+from fastclip.clipping.adaptive import AGC, AutoClip, ZClip
+from fastclip.clipping.clip import (
     clip_grad_norm_,
     clip_grad_value_,
     clip_grads_with_norm_,
     get_total_norm,
 )
-from fastclip.groups import ParamGroups, param_groups
+from fastclip.clipping.patch import patch_torch, patched_torch, unpatch_torch
+from fastclip.clipping.step import clip_grads_in_step_, unscale_and_clip_grad_norm_
+from fastclip.groups.build import param_groups
+from fastclip.groups.report import ParamGroups
 from fastclip.losses import StructureLoss, structure_loss
-from fastclip.monitor import NormMonitor
-from fastclip.norms import NormReport, grad_norms, param_norms
-from fastclip.patch import patch_torch, patched_torch, unpatch_torch
-from fastclip.step import clip_grads_in_step_, unscale_and_clip_grad_norm_
+from fastclip.norms.monitor import NormMonitor
+from fastclip.norms.report import NormReport, grad_norms, param_norms
 
 __version__ = "0.1.0"
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastclip.ops import structure_loss as op
+from fastclip.ops.structure_loss import dispatch as op
 
 _BCE = ("weighted", "mean")
 _REDUCTIONS = ("mean", "none")

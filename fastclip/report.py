@@ -1,4 +1,4 @@
-"""What this install runs on: versions, and the owner of each op on each device."""
+"""What this install runs on: versions, and the implementation of each op on each device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from importlib import metadata
 import torch
 
 from fastclip import native
-from fastclip.ops import grad_norm, structure_loss, unit_clip
+from fastclip.ops.grad_norm import backends as grad_norm
+from fastclip.ops.structure_loss import dispatch as structure_loss
+from fastclip.ops.unit_clip import dispatch as unit_clip
 
 
 def report() -> str:
@@ -21,11 +23,14 @@ def report() -> str:
         f"gpu: {cuda}",
         "",
     ]
-    for op in (grad_norm, structure_loss, unit_clip):
+    for name, op in (
+        ("grad_norm", grad_norm),
+        ("structure_loss", structure_loss),
+        ("unit_clip", unit_clip),
+    ):
         for device in ("cpu", "cuda"):
-            implementation, reason = op.owner(device)
+            implementation, reason = op.implementation(device)
             because = f"  (fallback: {reason})" if reason else ""
-            name = op.__name__.rpartition(".")[2]
             lines.append(f"{name:<16}{device:<6}{implementation}{because}")
     return "\n".join(lines)
 

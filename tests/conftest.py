@@ -11,7 +11,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))  # what a bench measures, a test bounds
 
-from gpu_owner import ON_GPU, ON_HOST, Owner
+from gpu_backend import ON_GPU, ON_HOST, Backend
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,20 +34,20 @@ def cuda_on_host(tmp_path_factory):
 
 
 @pytest.fixture(params=[*ON_GPU, ON_HOST])
-def owner(request, monkeypatch) -> Owner:
-    """This owner of grad_norm, in the place of whichever has the GPU here."""
+def backend(request, monkeypatch) -> Backend:
+    """This backend of grad_norm, in the place of whichever has the GPU here."""
     import cuda_on_host
 
-    from fastclip.ops import grad_norm_gpu as gpu
+    from fastclip.ops.grad_norm import backends
 
     if request.param == ON_HOST:
         core, interface = request.getfixturevalue("cuda_on_host")
         interface.set_device(3, 2, 0, False)
         cuda_on_host.install(core, monkeypatch)
-        return Owner("cpu")
+        return Backend("cpu")
     if request.param == "triton":
         pytest.importorskip("triton")
-        monkeypatch.setattr(gpu, "_cuda_why_not", lambda index: "Triton is tested")
-    elif reason := gpu._cuda_why_not(0):
+        monkeypatch.setattr(backends, "cuda_why_not", lambda index: "Triton is tested")
+    elif reason := backends.cuda_why_not(0):
         pytest.skip(f"no CUDA kernels: {reason}")
-    return Owner("cuda")
+    return Backend("cuda")

@@ -11,11 +11,11 @@
 #include <stdexcept>
 #include <type_traits>
 
-#include "block.h"
-#include "grad_norm.h"
-#include "launch.h"
-#include "numbers.h"
-#include "page.h"
+#include "cuda/block.h"
+#include "cuda/grad_norm.h"
+#include "cuda/launch.h"
+#include "cuda/numbers.h"
+#include "cuda/page.h"
 
 namespace fastclip::cuda {
 namespace {

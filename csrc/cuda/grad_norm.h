@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../chunk.h"
+#include "tensors/chunk.h"
 
 namespace fastclip::cuda {
 

@@ -8,8 +8,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "block.h"
-#include "grad_norm.h"
+#include "cuda/block.h"
+#include "cuda/grad_norm.h"
 
 namespace fastclip::cuda {
 

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "grad_norm.h"
+#include "cuda/grad_norm.h"
 
 namespace fastclip::cuda {
 

@@ -1,1 +1,1 @@
-"""Triton kernels, one op a file. The only folder that imports triton."""
+"""Triton kernels, one folder an op. The only folder that imports triton."""

@@ -1,1 +1,1 @@
-"""One op a file: its pure-torch reference, its registration, and who owns which device."""
+"""One folder an op: its reference, one file for each implementation, and the choice among them."""

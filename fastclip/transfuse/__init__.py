@@ -1,7 +1,8 @@
 """Reference application: TransFuse for medical image segmentation, trained with fastclip."""
 
 try:
-    from fastclip.transfuse.model import ARCHITECTURES, TransFuse, create_model
+    from fastclip.transfuse.factory import create_model
+    from fastclip.transfuse.model import ARCHITECTURES, TransFuse
     from fastclip.transfuse.pretrained import load_backbones
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 import torch
 
 from fastclip.transfuse.config import TrainConfig
-from fastclip.transfuse.model import ARCHITECTURES, TransFuse, create_model
+from fastclip.transfuse.factory import create_model
+from fastclip.transfuse.model import ARCHITECTURES, TransFuse
 
 FORMAT = "fastclip.transfuse/1"
 

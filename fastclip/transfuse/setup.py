@@ -12,7 +12,8 @@ import torch
 import fastclip
 from fastclip.transfuse.checkpoint import CheckpointError, load_checkpoint
 from fastclip.transfuse.config import TrainConfig
-from fastclip.transfuse.model import TransFuse, create_model
+from fastclip.transfuse.factory import create_model
+from fastclip.transfuse.model import TransFuse
 from fastclip.transfuse.pretrained import load_backbones
 
 RUN_FILES = ("best.pt", "last.pt", "metrics.csv", "steps.csv", "curves.png", "overlays.png")

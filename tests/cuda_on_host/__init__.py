@@ -1,7 +1,7 @@
 """csrc/cuda's kernels built for the CPU, and called with torch CPU tensors.
 
 `build` makes a library of the kernels alone; `extension` all of fastclip._native, bound to a torch
-whose CPU tensors lie on CUDA device 0, so that the whole road of a clip runs but for the device.
+whose CPU tensors lie on CUDA device 0, so that the whole path of a clip runs but for the device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ from torch import Tensor
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # csrc/chunk.h: DType
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+    torch.float16,
+)  # as chunk.h's DType
 
 
 def build(folder: Path) -> ctypes.CDLL:
@@ -35,14 +40,17 @@ def build(folder: Path) -> ctypes.CDLL:
 
 
 def extension(folder: Path) -> tuple[ModuleType, ctypes.CDLL]:
-    """(fastclip._native with the CUDA owner, the kernels' C interface in the same library)"""
+    """(fastclip._native with the CUDA backend, the kernels' C interface in the same library)"""
     import pybind11
 
     includes = [f"-isystem{sysconfig.get_path('include')}", f"-isystem{pybind11.get_include()}"]
     defines = ["-DFASTCLIP_X86_LEVELS=0", "-DFASTCLIP_ISA=baseline", "-DFASTCLIP_CUDA=1"]
     flags = ["-fopenmp", "-fvisibility=hidden", "-Wno-psabi", *includes, *defines]
-    sources = [*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp")]
-    compiled = [[*flags, "-c", path, "-o", folder / f"{path.stem}.o"] for path in sources]
+    sources = sorted(CSRC.glob("**/*.cpp"))
+    compiled = [
+        [*flags, "-c", path, "-o", folder / f"{'.'.join(path.relative_to(CSRC).parts)}.o"]
+        for path in sources
+    ]
     own = [HERE / "grad_norm_on_host.cpp", HERE / "device_on_host.cpp"]
     compiled += [["-c", path, "-o", folder / f"{path.stem}.o"] for path in own]
     with ThreadPool(2) as pool:
@@ -61,12 +69,12 @@ def extension(folder: Path) -> tuple[ModuleType, ctypes.CDLL]:
 
 
 def install(module: ModuleType, patch: pytest.MonkeyPatch) -> None:
-    """Has fastclip clip by this extension: CPU tensors by CUDA's road."""
+    """Has fastclip clip by this extension: CPU tensors by CUDA's path."""
     from fastclip import native
-    from fastclip.ops import grad_norm_gpu as gpu
+    from fastclip.ops.grad_norm import backends, gpu
 
     patch.setattr(native, "core", module)
-    patch.setattr(gpu, "_cuda_why_not", module.cuda_why_not)
+    patch.setattr(backends, "cuda_why_not", module.cuda_why_not)
     patch.setattr(gpu, "_device", lambda kind, index: torch.device("cpu"))
 
 
@@ -103,7 +111,7 @@ def _run(arguments: Sequence[str | Path]) -> None:
     compiler = shutil.which("g++")
     if compiler is None:
         raise FileNotFoundError("g++")
-    flags = ["-std=c++17", "-O2", "-fPIC", "-Wno-unknown-pragmas", f"-I{HERE}"]
+    flags = ["-std=c++17", "-O2", "-fPIC", "-Wno-unknown-pragmas", f"-I{HERE}", f"-I{CSRC}"]
     subprocess.run([compiler, *flags, *map(str, arguments)], check=True)
 
 

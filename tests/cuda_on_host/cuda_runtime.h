@@ -57,7 +57,7 @@ struct Device {  // what a test sets before, and reads after, a launch
   int blocks_each = 2;
   int current = 0;
   bool capturing = false;
-  bool idle = false;  // launches run nothing: what is left is the host's part
+  bool host_only = false;  // launches run nothing: what is left is the host's part
   int launches = 0;
   unsigned int grid = 0;
   std::mt19937 order{0};
@@ -203,7 +203,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   using namespace on_host;
   ++device.launches;
   device.grid = config->gridDim.x;
-  if (device.idle) return cudaSuccess;
+  if (device.host_only) return cudaSuccess;
   gridDim = config->gridDim;
   block_size = config->blockDim;
   block.kernel = [&] { kernel(arguments...); };

@@ -1,6 +1,6 @@
 // Torch's CPU tensors as tensors on CUDA device 0, for an extension built against the stand-in: the
 // exchange API that it is bound to says so. Linked with grad_norm_on_host.cpp and all of csrc.
-#include "../../csrc/dlpack.h"
+#include "tensors/dlpack.h"
 
 namespace {
 

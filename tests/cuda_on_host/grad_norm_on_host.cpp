@@ -23,7 +23,7 @@ inline uint32_t pack_bfloats(float low, float high) {
 
 }  // namespace fastclip::cuda
 
-#include "../../csrc/cuda/grad_norm.cu"
+#include "cuda/grad_norm.cu"
 
 using namespace fastclip;
 using fastclip::cuda::Tensors;
@@ -64,7 +64,7 @@ void set_device(int32_t multiprocessors, int32_t blocks_each, uint32_t seed, boo
 }
 
 void set_driver(int32_t version) { on_host::device.driver = version; }
-void set_idle(bool idle) { on_host::device.idle = idle; }
+void set_host_only(bool host_only) { on_host::device.host_only = host_only; }
 
 int32_t launches() { return on_host::device.launches; }
 uint32_t last_grid() { return on_host::device.grid; }

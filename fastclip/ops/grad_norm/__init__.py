@@ -1,7 +1,1 @@
-"""The op `grad_norm`: for now its dispatch, under the name that callers know."""
-
-import sys
-
-from fastclip.ops.grad_norm import dispatch
-
-sys.modules[__name__] = dispatch
+"""Norms of many tensors and their scaling in place: clipping, reports and monitors call this."""

@@ -1,0 +1,1 @@
+"""What `make gpu` runs: tests, then times of every op on a GPU."""

@@ -1,0 +1,122 @@
+#include "bindings/cuda.h"
+
+#include <vector>
+
+#include "bindings/arguments.h"
+#include "cuda/grad_norm.h"
+
+namespace fastclip {
+
+py::tuple device_of(const TensorList& list) {
+  return py::make_tuple(static_cast<int>(list.device().type), list.device().id);
+}
+
+py::bytes addresses_of(const TensorList& list) {
+  std::vector<int64_t> table;
+  table.reserve(3 * list.chunks().size());
+  for (const Chunk& tensor : list.chunks()) {
+    table.push_back(reinterpret_cast<int64_t>(tensor.data));
+    table.push_back(tensor.numel);
+    table.push_back(static_cast<int64_t>(tensor.dtype));
+  }
+  return py::bytes(reinterpret_cast<const char*>(table.data()), 8 * table.size());
+}
+
+#if FASTCLIP_CUDA
+
+namespace {
+
+void require_cuda(const TensorList& list) {
+  require(list.device().type == dlpack::kCUDA, "tensors must be on a CUDA device");
+}
+
+// A contiguous buffer on the list's device, of at least `numel` elements.
+TensorView buffer(const TensorList& list, py::handle object, const char* name, int64_t numel) {
+  const TensorView view = view_of(object.ptr());
+  require(view.device.type == dlpack::kCUDA && view.device.id == list.device().id,
+          std::string(name) + " must be on the tensors' device");
+  require(view.is_contiguous() && view.numel >= numel, std::string(name) + " is too small");
+  require(static_cast<int>(view.dtype) < kFloatDTypes, std::string(name) + " must be real");
+  return view;
+}
+
+void* typed_buffer(const TensorList& list, py::handle object, const char* name, DType dtype,
+                   int64_t numel) {
+  if (object.is_none()) return nullptr;
+  const TensorView view = buffer(list, object, name, numel);
+  require(view.dtype == dtype, std::string(name) + " has a wrong dtype");
+  return view.data;
+}
+
+cuda::Queue queue_of(const TensorList& list) {
+  return {list.device().id, current_stream(list.device())};
+}
+
+}  // namespace
+
+std::string cuda_why_not(int device) { return cuda::why_not(device); }
+
+int64_t cuda_work_size(const TensorList& list, bool per_tensor) {
+  return cuda::kWorkHeader + cuda::partials(list.chunks(), per_tensor);
+}
+
+void cuda_grad_norm(const TensorList& list, double p, double max_norm, bool scale, py::handle work,
+                    py::handle total, py::handle per_tensor, py::handle optimizer) {
+  require_cuda(list);
+  const int64_t tensors = static_cast<int64_t>(list.chunks().size());
+  const int64_t work_size = cuda_work_size(list, !per_tensor.is_none());
+  cuda::NormResult result{};
+  result.work = static_cast<double*>(buffer(list, work, "work", work_size).data);
+  require(view_of(work.ptr()).dtype == DType::kF64, "work must be float64");
+  if (!total.is_none()) {
+    const TensorView view = buffer(list, total, "total", 1);
+    result.total = view.data;
+    result.total_dtype = view.dtype;
+  }
+  result.per_tensor =
+      static_cast<double*>(typed_buffer(list, per_tensor, "per_tensor", DType::kF64, tensors));
+  result.optimizer =
+      static_cast<float*>(typed_buffer(list, optimizer, "optimizer", DType::kF32, 2));
+  const cuda::Queue queue = queue_of(list);
+  py::gil_scoped_release unlocked;
+  cuda::grad_norm(list.chunks(), p, max_norm, result, queue);
+  if (scale) {
+    cuda::scale_grads(list.chunks(), max_norm, {result.work + 1, DType::kF64, 0}, queue);
+  }
+}
+
+void cuda_scale_grads(const TensorList& list, double max_norm, py::handle norm) {
+  require_cuda(list);
+  cuda::KnownNorm known{};
+  if (PyFloat_Check(norm.ptr())) {
+    known.value = PyFloat_AS_DOUBLE(norm.ptr());
+  } else {
+    const TensorView view = buffer(list, norm, "norm", 1);
+    known.data = view.data;
+    known.dtype = view.dtype;
+  }
+  const cuda::Queue queue = queue_of(list);
+  py::gil_scoped_release unlocked;
+  cuda::scale_grads(list.chunks(), max_norm, known, queue);
+}
+
+#else
+
+namespace {
+constexpr const char* kMissing = "fastclip was built without CUDA kernels";
+}
+
+std::string cuda_why_not(int) { return kMissing; }
+
+int64_t cuda_work_size(const TensorList&, bool) { throw std::runtime_error(kMissing); }
+
+void cuda_grad_norm(const TensorList&, double, double, bool, py::handle, py::handle, py::handle,
+                    py::handle) {
+  throw std::runtime_error(kMissing);
+}
+
+void cuda_scale_grads(const TensorList&, double, py::handle) { throw std::runtime_error(kMissing); }
+
+#endif
+
+}  // namespace fastclip

@@ -1,0 +1,52 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bindings/arguments.h"
+#include "bindings/cuda.h"
+#include "bindings/grad_norm.h"
+#include "bindings/structure_loss.h"
+#include "bindings/unit_clip.h"
+#include "tensors/python_error.h"
+#include "tensors/tensor_list.h"
+#include "tensors/tensor_view.h"
+
+namespace py = pybind11;
+using fastclip::TensorList;
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "fastclip's compiled kernels. Private: use the functions of the fastclip package.";
+  py::register_local_exception<fastclip::Unsupported>(m, "Unsupported", PyExc_NotImplementedError);
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const fastclip::PythonError&) {  // already set
+    }
+  });
+  py::class_<TensorList>(m, "TensorList", py::module_local())
+      .def(py::init([](py::handle tensors, bool take_grads) {
+             return std::make_unique<TensorList>(tensors.ptr(), take_grads);
+           }),
+           py::arg("tensors"), py::arg("take_grads"))
+      .def("__len__", [](const TensorList& list) { return list.tensors().size(); })
+      .def_property_readonly("dtypes", &TensorList::dtypes)
+      .def("has_norm", &TensorList::has_norm)
+      .def_property_readonly("device", &fastclip::device_of)
+      .def("addresses", &fastclip::addresses_of)
+      .def_property_readonly("tensors", &fastclip::tensors_of);
+  m.def("bind_torch", [](py::handle tensor, py::handle parameter, py::handle increment_version) {
+    fastclip::bind_torch(tensor.ptr(), parameter.ptr(), increment_version.ptr());
+  });
+  m.def("build_info", &fastclip::build_info);
+  m.def("cuda_why_not", &fastclip::cuda_why_not);
+  m.def("cuda_work_size", &fastclip::cuda_work_size);
+  m.def("cuda_grad_norm", &fastclip::cuda_grad_norm);
+  m.def("cuda_scale_grads", &fastclip::cuda_scale_grads);
+  m.def("grad_norm", &fastclip::grad_norm);
+  m.def("grad_norms", &fastclip::grad_norms);
+  m.def("scale_grads", &fastclip::scale_grads);
+  m.def("clip_grads", &fastclip::clip_grads);
+  m.def("clip_units", &fastclip::clip_units);
+  m.def("structure_loss_forward", &fastclip::structure_loss_forward);
+  m.def("structure_loss_total", &fastclip::structure_loss_total);
+  m.def("structure_loss_backward", &fastclip::structure_loss_backward);
+}

@@ -1,0 +1,185 @@
+#include "cpu/grad_norm/grad_norm.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <exception>
+#include <limits>
+
+#include "cpu/grad_norm/task_queue.h"
+
+namespace fastclip::cpu {
+namespace {
+
+void reduce_chunks(const Chunk* chunks, int64_t count, const NormOrder* orders, int64_t order_count,
+                   long double* partial) {
+  FASTCLIP_DISPATCH(reduce_chunks(chunks, count, orders, order_count, partial))
+}
+
+void scale_chunks(const Chunk* chunks, int64_t count, double factor) {
+  FASTCLIP_DISPATCH(scale_chunks(chunks, count, factor))
+}
+
+void scale_task(const TensorList& list, int64_t task, double factor) {
+  const int64_t begin = list.tasks()[task];
+  scale_chunks(list.chunks().data() + begin, list.tasks()[task + 1] - begin, factor);
+}
+
+NormKind kind_of(double p) {
+  if (p == 2) return NormKind::kL2;
+  if (p == 1) return NormKind::kL1;
+  if (std::isinf(p)) return p > 0 ? NormKind::kMax : NormKind::kMin;
+  return NormKind::kPower;
+}
+
+// Waking a sleeping thread takes about 90 us, in which one thread reads this much from cache.
+constexpr int64_t kSerialBytes = 6 * 1024 * 1024;
+// While it wakes a list is made: then this much is worth it, with what it costs to start a chunk.
+constexpr int64_t kFollowBytes = 2 * 1024 * 1024;
+
+int threads_for(int64_t tasks) {  // torch.set_num_threads sets omp's maximum
+  return static_cast<int>(std::clamp<int64_t>(tasks, 1, omp_get_max_threads()));
+}
+
+// Calls `work` with every thread's number and how many there are. One needs no team of libgomp's.
+template <class F>
+void run(int threads, F work) {
+  if (threads <= 1) return work(0, 1);
+#pragma omp parallel num_threads(threads)
+  work(omp_get_thread_num(), omp_get_num_threads());
+}
+
+// Sums of powers, or extremes, as they are gathered from chunks to tensors to the whole list.
+class Gather {
+ public:
+  Gather(NormKind kind, double p)
+      : kind_(kind), p_(p), value_(kind == NormKind::kMin ? kInfinity : 0.0L) {}
+
+  void add(long double value) {
+    const bool extreme = kind_ == NormKind::kMax || kind_ == NormKind::kMin;
+    if (!extreme) {
+      value_ += value;
+    } else if (std::isnan(value) || (kind_ == NormKind::kMax ? value > value_ : value < value_)) {
+      value_ = std::isnan(value_) ? value_ : value;
+    }
+  }
+
+  long double value() const { return value_; }
+
+  double norm() const {
+    if (kind_ == NormKind::kL2) return static_cast<double>(std::sqrt(value_));
+    if (kind_ == NormKind::kPower)
+      return static_cast<double>(std::pow(value_, 1 / (long double)p_));
+    return static_cast<double>(value_);
+  }
+
+ private:
+  static constexpr long double kInfinity = std::numeric_limits<long double>::infinity();
+  NormKind kind_;
+  double p_;
+  long double value_;
+};
+
+}  // namespace
+
+NormPass::NormPass(const std::vector<double>& orders) {
+  for (double p : orders) orders_.push_back({kind_of(p), p});
+}
+
+int NormPass::followers(const TensorList& list, size_t tensors) {
+  const int64_t chunks = std::max<int64_t>(1, list.chunks().size());
+  const int64_t bytes = list.bytes() + kChunkOverheadBytes * chunks;
+  const int64_t expected = bytes / chunks * static_cast<int64_t>(tensors);
+  // Where threads outnumber processors, one that wakes may wait milliseconds for its turn.
+  const bool crowded = omp_get_max_threads() > omp_get_num_procs();
+  const bool worth = list.on_cpu() && expected >= kFollowBytes && !crowded;
+  return worth ? threads_for(expected / kTaskBytes) : 1;
+}
+
+void NormPass::read(const TensorList& list, int64_t task, size_t thread) {
+  const int64_t begin = list.tasks()[task], count = list.tasks()[task + 1] - begin;
+  const int64_t orders = static_cast<int64_t>(orders_.size());
+  reduce_chunks(list.chunks().data() + begin, count, orders_.data(), orders,
+                partial_.data() + begin * orders);
+  before_[task] = last_[thread];
+  last_[thread] = static_cast<int32_t>(task);
+}
+
+void NormPass::follow(const TensorList& list, int threads, const std::function<bool()>& more) {
+  partial_.resize(list.room() * orders_.size());
+  before_.resize(list.room() + 1);
+  last_.assign(threads, -1);
+  TaskQueue queue;
+  std::exception_ptr error;
+  run(threads, [&](size_t thread, size_t) {
+    if (thread > 0) {
+      for (int64_t task; (task = queue.take_first()) >= 0;) read(list, task, thread);
+      return;
+    }
+    try {
+      for (bool goes_on = true; goes_on;) {
+        goes_on = more();
+        queue.publish(static_cast<int64_t>(list.tasks().size()) - 1);
+      }
+    } catch (...) {
+      error = std::current_exception();
+    }
+    queue.close();
+    for (int64_t task; (task = queue.take_last()) >= 0;) read(list, task, thread);
+  });
+  if (error) std::rethrow_exception(error);
+  before_.resize(list.tasks().size() - 1);
+}
+
+void NormPass::finish(const TensorList& list, double* total, double* per_tensor) {
+  const std::vector<Chunk>& chunks = list.chunks();
+  const size_t orders = orders_.size(), tensors = list.tensors().size();
+  const int64_t first = static_cast<int64_t>(before_.size());
+  const int64_t tasks = static_cast<int64_t>(list.tasks().size()) - 1;
+  partial_.resize(chunks.size() * orders);
+  before_.resize(tasks);
+  const int threads = list.bytes() < kSerialBytes ? 1 : threads_for(tasks - first);
+  last_.resize(std::max<size_t>(last_.size(), threads), -1);
+  run(threads, [&](int64_t thread, int64_t team) {
+    const int64_t begin = first + (tasks - first) * thread / team;
+    const int64_t end = first + (tasks - first) * (thread + 1) / team;
+    for (int64_t task = begin; task < end; ++task) read(list, task, thread);
+  });
+
+  for (size_t o = 0; o < orders; ++o) {
+    Gather all(orders_[o].kind, orders_[o].p);
+    size_t c = 0;
+    for (size_t t = 0; t < tensors; ++t) {
+      Gather tensor(orders_[o].kind, orders_[o].p);
+      for (; c < chunks.size() && chunks[c].tensor == static_cast<int32_t>(t); ++c) {
+        tensor.add(partial_[c * orders + o]);
+      }
+      all.add(tensor.value());
+      if (per_tensor != nullptr) per_tensor[o * tensors + t] = tensor.norm();
+    }
+    total[o] = all.norm();
+  }
+}
+
+void NormPass::scale(const TensorList& list, double factor) const {
+  const bool threaded = last_.size() > 1 && !list.has_repeats();  // else a product might be lost
+  run(threaded ? static_cast<int>(last_.size()) : 1, [&](size_t thread, size_t team) {
+    for (; thread < last_.size(); thread += team) {
+      for (int64_t task = last_[thread]; task >= 0; task = before_[task]) {
+        scale_task(list, task, factor);
+      }
+    }
+  });
+}
+
+void scale_grads(const TensorList& list, double factor) {
+  const int64_t tasks = static_cast<int64_t>(list.tasks().size()) - 1;
+  const bool threaded = list.bytes() >= kSerialBytes && !list.has_repeats();
+  run(threaded ? threads_for(tasks) : 1, [&](int64_t thread, int64_t team) {
+    const int64_t begin = tasks * thread / team, end = tasks * (thread + 1) / team;
+    for (int64_t task = end - 1; task >= begin; --task) scale_task(list, task, factor);
+  });
+}
+
+}  // namespace fastclip::cpu

@@ -1,0 +1,64 @@
+// What structure_loss_kernels.cpp defines at each instruction-set level. No std templates: isa.h.
+#pragma once
+
+#include <stdint.h>
+
+#include "cpu/vector/isa.h"
+#include "tensors/chunk.h"
+
+namespace fastclip::cpu {
+
+struct LossHead {
+  const void* logits;  // [images, height, width]
+  void* grad;          // the same, or null; written by all work but kSums
+};
+
+// Sums over the pixels of one image: the weight of the BCE term, that times the BCE, and with the
+// boundary weight w, s = sigmoid(logit) and m = mask, of s m w and of (s + m) w.
+struct LossSums {
+  double bce_weight, bce, intersection, total;
+};
+
+// d loss / d logit = bce (s - m) v + s (1 - s) (total - intersection m) w, where v is the weight of
+// the BCE term: w, or 1 for a plain mean.
+struct LossGradient {
+  double bce, total, intersection;
+};
+
+enum class LossWork {
+  kSums,       // fills sums
+  kGradients,  // writes each head's gradient, from gradients
+  kBoth,       // fills sums, finds gradients for `upstream`, writes each head's; in float32 the
+               // sigmoids wait in the gradient's place
+};
+
+// One pass over all images. A band is a run of rows of one image: the unit of a thread's work.
+struct LossPass {
+  LossWork work;
+  int64_t images, height, width;
+  int64_t bands, band_rows;    // bands per image
+  int64_t strip_rows;          // that are weighed, and then read by every head, at a time
+  int64_t radius_y, radius_x;  // of the window; at most height - 1, width - 1
+  double boundary_weight, smooth;
+  double window_area;
+  bool weighted_bce;
+  bool streams;       // kBoth: no cache holds an image's maps until the second pass
+  const void* mask;   // [images, height, width]
+  const void* valid;  // the same, or null: all are valid
+  DType mask_dtype, valid_dtype, logits_dtype;
+  const LossHead* heads;
+  int64_t head_count;
+  LossSums* sums;           // [images * bands][heads]
+  LossGradient* gradients;  // [images][heads]
+  const double* upstream;   // [heads], the gradient of each image's loss
+  char* scratch;            // [threads][scratch_bytes], 128-byte aligned
+  int64_t scratch_bytes;
+  int threads;
+};
+
+// Bytes of row buffers for one thread, enough at every level and dtype.
+int64_t loss_scratch_bytes(const LossPass& pass);
+
+FASTCLIP_DECLARE(void structure_loss_pass(const LossPass& pass))
+
+}  // namespace fastclip::cpu

@@ -1,0 +1,54 @@
+// What unit_clip_kernels.cpp defines at each instruction-set level. No std templates: see isa.h.
+#pragma once
+
+#include <stdint.h>
+
+#include "cpu/vector/isa.h"
+#include "tensors/chunk.h"
+
+namespace fastclip::cpu {
+
+struct UnitRule {
+  double clipping, eps;
+};
+
+// Whole units of one parameter, or a part of one that is too large for one thread.
+struct UnitPiece {
+  const void* weight;
+  void* grad;
+  int64_t units;  // 0: a part of one unit
+  int64_t size;   // elements of each unit, or of the part
+  DType dtype;
+  int32_t pair;
+  bool first;    // not a later part of the unit that the piece before it is of
+  bool written;  // whether anything was scaled
+  // Of a part: its sums of squares, set by clip_units; its unit's factor, read by scale_parts.
+  long double weight_sum, grad_sum;
+  double factor;
+};
+
+struct UnitTasks {
+  UnitPiece* pieces;
+  const int64_t* bounds;  // task t is pieces bounds[t] .. bounds[t + 1]
+  int64_t count;
+  int threads;
+};
+
+constexpr double kGradFloor = 1e-6;
+
+// min(1, clipping * max(|w|, eps) / max(|g|, 1e-6)) from sums of squares; NaN where a sum is.
+static inline double unit_factor(long double weight_sum, long double grad_sum, UnitRule rule) {
+  const double weight = static_cast<double>(__builtin_sqrtl(weight_sum));
+  const double grad = static_cast<double>(__builtin_sqrtl(grad_sum));
+  const double limit = rule.clipping * (weight < rule.eps ? rule.eps : weight);
+  const double factor = limit / (grad < kGradFloor ? kGradFloor : grad);
+  return factor > 1 ? 1 : factor;
+}
+
+// Clips whole units, each while it is in cache; of parts, takes the sums of squares.
+FASTCLIP_DECLARE(void clip_units(const UnitTasks& tasks, UnitRule rule))
+
+// Multiplies parts by their factors.
+FASTCLIP_DECLARE(void scale_parts(const UnitTasks& tasks))
+
+}  // namespace fastclip::cpu

@@ -1,0 +1,128 @@
+#include "cpu/unit_clip/unit_clip.h"
+
+#include <omp.h>
+
+#include <algorithm>
+
+namespace fastclip::cpu {
+namespace {
+
+void clip_units(const UnitTasks& tasks, UnitRule rule) {
+  FASTCLIP_DISPATCH(clip_units(tasks, rule))
+}
+
+void scale_parts(const UnitTasks& tasks) { FASTCLIP_DISPATCH(scale_parts(tasks)) }
+
+constexpr int64_t kPieceBytes = 256 * 1024;  // of the gradient; with its weight it fits L2
+constexpr int64_t kTaskBytes = 128 * 1024;   // a task is worth a thread's trip to the queue
+constexpr int64_t kPieceOverheadBytes = 512;
+// Waking a sleeping thread takes about 90 us, in which one thread reads this much from cache.
+constexpr int64_t kSerialBytes = 3 * 1024 * 1024;
+
+bool on_cpu(const TensorView& view) {
+  return view.device.type == dlpack::kCPU || view.device.type == dlpack::kCUDAHost;
+}
+
+int64_t units_of(const TensorView& view) { return view.ndim > 1 ? view.shape[0] : 1; }
+
+// Elements of unit u lie, in any order, at data[u * size .. (u + 1) * size).
+bool has_whole_units(const TensorView& view) {
+  if (view.is_contiguous()) return true;
+  const int64_t units = units_of(view);
+  return view.is_dense() && (units == 1 || view.strides[0] == view.numel / units);
+}
+
+}  // namespace
+
+bool UnitClip::add(const TensorView& weight, const TensorView& grad) {
+  bool same = weight.dtype == grad.dtype && weight.ndim == grad.ndim;
+  for (int32_t d = 0; same && d < grad.ndim; ++d) same = weight.shape[d] == grad.shape[d];
+  if (!same || !on_cpu(weight) || !on_cpu(grad)) return false;
+  if (static_cast<int>(grad.dtype) >= kFloatDTypes) return false;
+  if (!has_whole_units(weight) || !has_whole_units(grad)) return false;
+  const int64_t bytes = grad.numel * item_size(grad.dtype);
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(grad.data);
+  grads_.push_back({begin, begin + bytes});
+  bytes_ += bytes;
+  if (grad.numel > 0) cut(weight, grad, units_of(grad));
+  return true;
+}
+
+void UnitClip::cut(const TensorView& weight, const TensorView& grad, int64_t units) {
+  const int64_t size = grad.numel / units, item = item_size(grad.dtype);
+  const int64_t most = kPieceBytes / item;
+  const bool parts = size > most;
+  has_parts_ |= parts;
+  const int64_t step = parts ? most : most / size * size;
+  for (int64_t u = 0; u < (parts ? units : 1); ++u) {
+    const int64_t end = parts ? (u + 1) * size : grad.numel;
+    for (int64_t start = u * size; start < end; start += step) {
+      const int64_t numel = std::min(step, end - start);
+      UnitPiece piece{};
+      piece.weight = static_cast<const char*>(weight.data) + start * item;
+      piece.grad = static_cast<char*>(grad.data) + start * item;
+      piece.units = parts ? 0 : numel / size;
+      piece.size = parts ? numel : size;
+      piece.dtype = grad.dtype;
+      piece.pair = static_cast<int32_t>(grads_.size()) - 1;
+      piece.first = !parts || start == u * size;
+      push(piece);
+    }
+  }
+}
+
+void UnitClip::push(const UnitPiece& piece) {
+  pieces_.push_back(piece);
+  const int64_t numel = piece.size * std::max<int64_t>(piece.units, 1);
+  open_task_bytes_ += numel * item_size(piece.dtype) + kPieceOverheadBytes;
+  if (open_task_bytes_ < kTaskBytes) return;
+  bounds_.push_back(pieces_.size());
+  open_task_bytes_ = 0;
+}
+
+bool UnitClip::overlaps() const {
+  std::vector<Range> ranges = grads_;
+  std::sort(ranges.begin(), ranges.end(), [](Range a, Range b) { return a.begin < b.begin; });
+  uintptr_t end = 0;
+  for (const Range& range : ranges) {
+    if (range.begin == range.end) continue;
+    if (range.begin < end) return true;
+    end = range.end;
+  }
+  return false;
+}
+
+UnitTasks UnitClip::tasks() {
+  const int64_t count = static_cast<int64_t>(bounds_.size()) - 1;
+  const bool small = bytes_ < kSerialBytes;
+  const int threads = small ? 1 : static_cast<int>(std::min<int64_t>(omp_get_max_threads(), count));
+  return {pieces_.data(), bounds_.data(), count, threads};
+}
+
+void UnitClip::set_factors() {
+  for (size_t first = 0, last; first < pieces_.size(); first = last) {
+    long double weight = pieces_[first].weight_sum, grad = pieces_[first].grad_sum;
+    for (last = first + 1; last < pieces_.size() && !pieces_[last].first; ++last) {
+      weight += pieces_[last].weight_sum;
+      grad += pieces_[last].grad_sum;
+    }
+    const double factor = unit_factor(weight, grad, rule_);
+    for (size_t i = first; i < last; ++i) pieces_[i].factor = factor;
+  }
+}
+
+std::vector<bool> UnitClip::run() {
+  if (bounds_.back() != static_cast<int64_t>(pieces_.size())) bounds_.push_back(pieces_.size());
+  clip_units(tasks(), rule_);
+  if (has_parts_) {
+    set_factors();
+    scale_parts(tasks());
+  }
+  std::vector<bool> written(grads_.size());
+  for (const UnitPiece& piece : pieces_) {
+    if (piece.written) written[piece.pair] = true;
+  }
+  return written;
+}
+
+}  // namespace fastclip::cpu

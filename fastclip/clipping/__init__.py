@@ -1,0 +1,26 @@
+"""Gradient clipping: torch's functions, adaptive limits, inside the step, inside others' code."""
+
+from fastclip.clipping.adaptive import AGC, AutoClip, ZClip
+from fastclip.clipping.clip import (
+    clip_grad_norm_,
+    clip_grad_value_,
+    clip_grads_with_norm_,
+    get_total_norm,
+)
+from fastclip.clipping.patch import patch_torch, patched_torch, unpatch_torch
+from fastclip.clipping.step import clip_grads_in_step_, unscale_and_clip_grad_norm_
+
+__all__ = [
+    "AGC",
+    "AutoClip",
+    "ZClip",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "clip_grads_in_step_",
+    "clip_grads_with_norm_",
+    "get_total_norm",
+    "patch_torch",
+    "patched_torch",
+    "unpatch_torch",
+    "unscale_and_clip_grad_norm_",
+]

@@ -1,0 +1,1 @@
+"""Norms of many tensors and their scaling, in Triton."""

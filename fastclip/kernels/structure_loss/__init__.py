@@ -1,0 +1,1 @@
+"""The structure loss, forward and backward, in Triton."""

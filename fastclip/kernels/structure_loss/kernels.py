@@ -1,0 +1,245 @@
+"""Triton kernels of the structure loss, in the order of their launches.
+
+Notation: m mask, x logit, s = sigmoid(x), w boundary weight, v weight of the BCE term (w, or 1 for
+a plain mean); REAL is the dtype of all arithmetic; an image is one channel of one of the batch.
+
+A window's sum slides: it is the running sum of (pixel that enters - pixel that leaves), so a pixel
+costs two loads in each direction at any window, and rounding errors are those of one window, not of
+a whole row. All sums have a fixed order: nothing is added atomically.
+"""
+
+# Triton gives types to the arguments of its functions when it compiles them.
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+
+from fastclip.kernels.structure_loss.tile import (
+    gradient_factors,
+    log1p,
+    read_mask,
+    rows_of_program,
+    sigmoid,
+    slide,
+    weigh,
+    window_before,
+)
+
+
+@triton.jit
+def column_sums(
+    columns,  # [images, height, width] REAL, written
+    mask,  # [images, height, width]
+    valid,  # [batch, channels, height, width] with strides for batch and channels
+    valid_batch_stride,
+    valid_channel_stride,
+    channels,
+    height,
+    width,
+    radius,  # < height
+    REAL: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+):
+    """A program walks down BLOCK_X columns of an image, BLOCK_Y rows at a time."""
+    strips = (width + BLOCK_X - 1) // BLOCK_X
+    image = (tl.program_id(0) // strips).to(tl.int64)
+    x = (tl.program_id(0) % strips * BLOCK_X + tl.arange(0, BLOCK_X))[None, :]
+    rows = tl.arange(0, BLOCK_Y)[:, None]
+    columns += image * height * width
+    mask += image * height * width
+    valid += image // channels * valid_batch_stride + image % channels * valid_channel_stride
+
+    before = tl.zeros([1, BLOCK_X], REAL)  # the window of the row above the first
+    for y0 in range(0, radius, BLOCK_Y):
+        y = y0 + rows
+        at = y.to(tl.int64) * width + x
+        m, _ = read_mask(mask, valid, at, (y < radius) & (x < width), REAL, HAS_VALID)
+        before += tl.sum(m, axis=0, keep_dims=True)
+    for y0 in range(0, height, BLOCK_Y):
+        y = y0 + rows
+        at = y.to(tl.int64) * width + x
+        below = at + tl.cast(radius, tl.int64) * width
+        above = at - tl.cast(radius + 1, tl.int64) * width
+        inside = (y < height) & (x < width)
+        enters, leaves = inside & (y + radius < height), inside & (y > radius)
+        entering, _ = read_mask(mask, valid, below, enters, REAL, HAS_VALID)
+        leaving, _ = read_mask(mask, valid, above, leaves, REAL, HAS_VALID)
+        steps = entering - leaving
+        tl.store(columns + at, before + tl.cumsum(steps, axis=0), mask=inside)
+        before += tl.sum(steps, axis=0, keep_dims=True)
+
+
+@triton.jit
+def image_sums(
+    partial,  # [images, groups, slots] REAL, written: 3 slots for every head, 2 for all together
+    slots,
+    heads,  # tuple of [images, height, width]
+    columns,  # [images, height, width] REAL
+    mask,  # [images, height, width]
+    valid,  # as above
+    valid_batch_stride,
+    valid_channel_stride,
+    channels,
+    height,
+    width,
+    radius,  # < width
+    share: tl.float64,  # boundary_weight / window area
+    boundary_weight: tl.float64,
+    WEIGHTED_BCE: tl.constexpr,
+    REAL: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    SLOTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+):
+    """A program sums v bce, w s m, w s of every head, and v, w m, over a group of ROWS rows."""
+    image, rows, row = rows_of_program(height, width, ROWS)
+    valid += image // channels * valid_batch_stride + image % channels * valid_channel_stride
+    valid -= image * height * width  # as row counts from the first image
+    slot = tl.arange(0, SLOTS)
+    common: tl.constexpr = 3 * len(heads)
+    sums = tl.zeros([SLOTS], REAL)
+
+    before = window_before(columns, row, rows, radius, REAL, BLOCK_X)
+    for x0 in range(0, width, BLOCK_X):
+        x = x0 + tl.arange(0, BLOCK_X)[None, :]
+        inside = rows & (x < width)
+        box, before = slide(columns, row, x, inside, before, width, radius)
+        m, exists = read_mask(mask, valid, row + x, inside, REAL, HAS_VALID)
+        w = weigh(box, m, exists, share, boundary_weight, REAL)
+        v = w if WEIGHTED_BCE else exists.to(REAL)
+        for h in tl.static_range(len(heads)):
+            logit = tl.load(heads[h] + row + x, mask=exists, other=0).to(REAL)
+            e, _, s = sigmoid(logit)
+            # Torch's terms, so that an infinite logit gives its infinity or its NaN.
+            bce = (1 - m) * logit - tl.minimum(logit, 0.0) + log1p(e, REAL)
+            ws = w * s
+            sums += tl.where(slot == 3 * h, tl.sum(v * bce), 0.0)
+            sums += tl.where(slot == 3 * h + 1, tl.sum(ws * m), 0.0)
+            sums += tl.where(slot == 3 * h + 2, tl.sum(ws), 0.0)
+        sums += tl.where(slot == common, tl.sum(v), 0.0)
+        sums += tl.where(slot == common + 1, tl.sum(w * m), 0.0)
+    partial += tl.program_id(0).to(tl.int64) * slots
+    tl.store(partial + slot, sums, mask=slot < common + 2)
+
+
+@triton.jit
+def finish(
+    loss,  # [heads, images], written
+    sums,  # [heads, images, 4] float64, written: of v, v bce, w s m and w (s + m)
+    partial,  # [images, groups, slots]
+    slots,
+    images,
+    groups,
+    smooth: tl.float64,
+    BLOCK: tl.constexpr,
+):
+    """A program adds up the groups of one head and image."""
+    head, image = tl.program_id(0) // images, tl.program_id(0) % images
+    partial += image.to(tl.int64) * groups * slots
+    v, bce = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
+    both, either = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
+    for first in range(0, groups, BLOCK):
+        group = first + tl.arange(0, BLOCK)
+        at, inside = partial + group.to(tl.int64) * slots, group < groups
+        bce += tl.load(at + 3 * head, mask=inside, other=0)
+        both += tl.load(at + 3 * head + 1, mask=inside, other=0)
+        either += tl.load(at + 3 * head + 2, mask=inside, other=0)
+        v += tl.load(at + slots - 2, mask=inside, other=0)
+        either += tl.load(at + slots - 1, mask=inside, other=0)
+    v_sum, bce_sum, intersection, total = tl.sum(v), tl.sum(bce), tl.sum(both), tl.sum(either)
+    sums += tl.program_id(0) * 4
+    tl.store(sums, v_sum)
+    tl.store(sums + 1, bce_sum)
+    tl.store(sums + 2, intersection)
+    tl.store(sums + 3, total)
+    iou = (intersection + smooth) / (total - intersection + smooth)
+    value = bce_sum / tl.where(v_sum == 0, 1.0, v_sum) + 1 - iou
+    tl.store(loss + tl.program_id(0), tl.where(v_sum == 0, 0.0, value))  # nothing to lose
+
+
+@triton.jit
+def weighted_total(
+    total,  # one REAL: written by the FIRST launch, added to by the others
+    loss,  # [heads, images]
+    images,
+    factor_0: tl.float64,  # of each head
+    factor_1: tl.float64,
+    factor_2: tl.float64,
+    factor_3: tl.float64,
+    HEADS: tl.constexpr,
+    FIRST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program sums factor * loss over heads and images."""
+    factors = (factor_0, factor_1, factor_2, factor_3)
+    each = tl.zeros([BLOCK], tl.float64)
+    for h in tl.static_range(HEADS):
+        for first in range(0, images, BLOCK):
+            image = first + tl.arange(0, BLOCK)
+            each += factors[h] * tl.load(loss + h * images + image, mask=image < images, other=0)
+    value = tl.sum(each)
+    if not FIRST:
+        value += tl.load(total)
+    tl.store(total, value)
+
+
+@triton.jit
+def gradients(
+    grads,  # tuple of [images, height, width], written
+    heads,  # tuple of [images, height, width]
+    sums,  # [heads, images, 4] float64
+    images,
+    upstream,  # [heads, batch, channels] with strides for each
+    upstream_head_stride,
+    upstream_batch_stride,
+    upstream_channel_stride,
+    factor_0: tl.float64,  # of each head's upstream gradient
+    factor_1: tl.float64,
+    factor_2: tl.float64,
+    factor_3: tl.float64,
+    columns,  # [images, height, width] REAL
+    mask,  # [images, height, width]
+    valid,  # as above
+    valid_batch_stride,
+    valid_channel_stride,
+    channels,
+    height,
+    width,
+    radius,  # < width
+    share: tl.float64,
+    boundary_weight: tl.float64,
+    smooth: tl.float64,
+    WEIGHTED_BCE: tl.constexpr,
+    REAL: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+):
+    """A program writes the gradients of every head over a group of ROWS rows."""
+    image, rows, row = rows_of_program(height, width, ROWS)
+    valid += image // channels * valid_batch_stride + image % channels * valid_channel_stride
+    valid -= image * height * width  # as row counts from the first image
+    upstream += image // channels * upstream_batch_stride
+    upstream += image % channels * upstream_channel_stride
+    head_factors = (factor_0, factor_1, factor_2, factor_3)
+    factors = ()
+    for h in tl.static_range(len(heads)):
+        up = tl.load(upstream + h * upstream_head_stride) * tl.cast(head_factors[h], REAL)
+        factors += (gradient_factors(sums + (h * images + image) * 4, up, smooth, REAL),)
+
+    before = window_before(columns, row, rows, radius, REAL, BLOCK_X)
+    for x0 in range(0, width, BLOCK_X):
+        x = x0 + tl.arange(0, BLOCK_X)[None, :]
+        inside = rows & (x < width)
+        box, before = slide(columns, row, x, inside, before, width, radius)
+        m, exists = read_mask(mask, valid, row + x, inside, REAL, HAS_VALID)
+        w = weigh(box, m, exists, share, boundary_weight, REAL)
+        v = w if WEIGHTED_BCE else exists.to(REAL)
+        for h in tl.static_range(len(heads)):
+            a, b, c = factors[h]
+            e, r, s = sigmoid(tl.load(heads[h] + row + x, mask=exists, other=0).to(REAL))
+            grad = a * v * (s - m) + (b - c * m) * w * (e * r * r)  # s (1 - s) = e r r
+            tl.store(grads[h] + row + x, grad, mask=inside)

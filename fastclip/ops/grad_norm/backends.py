@@ -1,0 +1,103 @@
+"""Which backend of `grad_norm` takes a list of tensors: the one place where that is decided.
+
+The native core has the CPU; a GPU has the CUDA kernels or Triton's. Lists on several devices,
+DTensors, tensors with gaps and repeats on a GPU are shared out among backends (parts.py). None
+means that torch's own functions do the work: sparse, complex, other subclasses, overlaps.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fastclip import native
+from fastclip.ops.grad_norm import parts
+from fastclip.ops.grad_norm.cpu import CpuGrads
+from fastclip.ops.grad_norm.cuda import CudaGrads
+from fastclip.ops.grad_norm.gpu import DEVICE_TYPES, GpuGrads
+from fastclip.ops.grad_norm.tensor_list import PythonTensorList
+
+if TYPE_CHECKING:
+    from fastclip._native import TensorList
+
+_CPU, _CUDA = 1, 2  # DLPack's kDLCPU, kDLCUDA
+
+Grads: TypeAlias = CpuGrads | GpuGrads | parts.GradParts
+
+
+def collect(tensors: Iterable[Tensor], *, take_grads: bool) -> Grads | None:
+    """The tensors (with take_grads their gradients that exist), if kernels have a share in them."""
+    if torch.compiler.is_compiling():
+        return None
+    try:
+        return _of_one_backend(tensors, take_grads)
+    except NotImplementedError:
+        return collect_parts(tensors, take_grads)
+
+
+def collect_parts(tensors: Iterable[Tensor], take_grads: bool) -> parts.GradParts | None:
+    """As `collect`, for a list that no backend takes whole."""
+    if take_grads:
+        tensors = [p.grad for p in tensors if p.grad is not None]
+    return parts.collect(list(tensors), _backend_of)
+
+
+def backend(found: TensorList | PythonTensorList) -> CpuGrads | GpuGrads | None:
+    """The backend of a list's device, if there is one."""
+    kind, index = found.device
+    if kind == _CPU and not isinstance(found, PythonTensorList):
+        return CpuGrads(found)
+    if kind not in DEVICE_TYPES:
+        return None
+    if kind == _CUDA and not cuda_why_not(index):
+        return CudaGrads(found)
+    if has_triton():
+        from fastclip.ops.grad_norm.triton import TritonGrads  # imports triton
+
+        return TritonGrads(found)
+    return None
+
+
+def implementation(device: str) -> tuple[str, str]:
+    """(name, why it is not a kernel) of what runs on a device type."""
+    if device == "cpu":
+        return ("torch", native.why_missing) if native.core is None else (native.name, "")
+    if device not in DEVICE_TYPES.values():
+        return "torch", f"fastclip has no {device} kernel for it"
+    is_cuda = device == "cuda" and torch.version.hip is None
+    reason = cuda_why_not(0) if is_cuda else "CUDA's kernels are for CUDA devices"
+    if not reason:
+        return "CUDA", ""
+    if has_triton():
+        return f"Triton ({reason})", ""
+    return "torch", f"{reason}, and Triton is not installed"
+
+
+def _of_one_backend(tensors: Iterable[Tensor], take_grads: bool) -> CpuGrads | GpuGrads | None:
+    if native.core is None:
+        return backend(PythonTensorList(tensors, take_grads))
+    return backend(native.core.TensorList(tensors, take_grads))
+
+
+def _backend_of(tensors: list[Tensor]) -> CpuGrads | GpuGrads | None:
+    try:
+        return _of_one_backend(tensors, take_grads=False)
+    except NotImplementedError:
+        return None
+
+
+@functools.cache
+def cuda_why_not(index: int) -> str:
+    """Why the CUDA kernels cannot run on this device, or an empty string."""
+    return native.why_missing if native.core is None else native.core.cuda_why_not(index)
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton is installed; does not import it."""
+    return importlib.util.find_spec("triton") is not None

@@ -1,0 +1,1 @@
+"""The structure loss of every image, head and channel, and its gradient."""
