@@ -166,10 +166,24 @@ class NinjaBuild(build_ext):
             ) from error
 
 
+def build_in_place() -> None:
+    """Builds the core into fastclip/ without reading pyproject.toml, for any setuptools."""
+    from setuptools.dist import Distribution
+
+    distribution = Distribution(
+        {"name": "fastclip", "ext_modules": [Extension("fastclip._native", [])]}
+    )
+    command = NinjaBuild(distribution)
+    command.inplace = True
+    command.ensure_finalized()
+    command.run()
+
+
 # Listed so that a source distribution holds them; NinjaBuild finds them by itself.
 FILES = sorted(str(path.relative_to(CSRC.parent)) for path in CSRC.glob("**/*.*"))
 
-setup(
-    ext_modules=[Extension("fastclip._native", sources=FILES)] if NATIVE else [],
-    cmdclass={"build_ext": NinjaBuild},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("fastclip._native", sources=FILES)] if NATIVE else [],
+        cmdclass={"build_ext": NinjaBuild},
+    )
