@@ -147,10 +147,13 @@ def summary(
         f"FAILED {name}: {why[:200]}" for o in outcomes.values() for name, why in o.failed.items()
     ]
     unseen = any(o.left for o in outcomes.values())
+    good = "next: commit gpu.csv under bench/results/ with the GPU's name"
+    if on == "host":
+        good = "a rehearsal: its times mean nothing, and its rows are not for bench/results/"
     next_steps = [
         "next: mend what FAILED, worst first; logs and journals lie in the folder"
         if failed
-        else "next: commit gpu.csv under bench/results/ with the GPU's name",
+        else good,
         *(["next: give it more minutes for what was not begun"] if unseen else []),
         f"{seconds:.0f} s",
     ]
