@@ -88,9 +88,11 @@ gpu-rehearse: setup
 # capture leaves descriptors alone, so that a sanitizer's report comes through.
 GUARDS = $(shell g++ -print-file-name=libasan.so) $(shell g++ -print-file-name=libubsan.so)
 SANITIZED = $(abspath $(VENV))/bin/python -m pytest -q --capture=sys -p no:cacheprovider \
-	$(addprefix ../tests/,house/test_memory.py grad_norm/test_grad_norm.py \
-	$(addprefix clipping/test_,clip.py clip_state.py clip_threads.py unit_clip.py) \
+	$(addprefix ../tests/,house/test_memory.py house/test_fuzz.py grad_norm/test_grad_norm.py \
+	$(addprefix clipping/test_,clip.py clip_state.py clip_threads.py clip_memory.py clip_limits.py \
+	clip_value.py unit_clip.py) \
 	$(addprefix structure_loss/test_structure_loss,.py _arguments.py _autograd.py _native.py))
+sanitize: export FASTCLIP_FUZZ_S = 60
 sanitize: setup
 	FASTCLIP_CUDA=0 FASTCLIP_SANITIZE=address,undefined $(VENV)/bin/python setup.py -q build --build-base build/asan
 	cd build && LD_PRELOAD='$(GUARDS)' \

@@ -8,6 +8,17 @@ from types import ModuleType
 import torch
 
 
+def bind(module: ModuleType) -> None:
+    """Tells a build of the core about this torch, with tensors to try its layout on."""
+    with torch.inference_mode():
+        inference = [torch.empty(1, device="cpu"), torch.empty(2, 3, device="cpu").t()]
+    with torch.inference_mode(False):
+        normal = [torch.empty(1, device="cpu"), torch.empty(2, 3, device="cpu").t()]
+        normal.append(torch.nn.Parameter(torch.empty(2, device="cpu")))
+    increment_version = torch.autograd.graph.increment_version
+    module.bind_torch(torch.Tensor, torch.nn.Parameter, increment_version, inference, normal)
+
+
 def _load() -> tuple[ModuleType | None, str]:
     if os.environ.get("FASTCLIP_NATIVE") == "0":
         return None, "FASTCLIP_NATIVE=0 is set"
@@ -16,7 +27,7 @@ def _load() -> tuple[ModuleType | None, str]:
     except ImportError as error:
         return None, f"this install has no native core ({error})"
     try:
-        _native.bind_torch(torch.Tensor, torch.nn.Parameter, torch.autograd.graph.increment_version)
+        bind(_native)
     except RuntimeError as error:
         return None, str(error)
     return _native, ""

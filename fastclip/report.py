@@ -8,6 +8,7 @@ from importlib import metadata
 import torch
 
 from fastclip import native
+from fastclip.ops.clip_value import dispatch as clip_value
 from fastclip.ops.grad_norm import backends as grad_norm
 from fastclip.ops.structure_loss import dispatch as structure_loss
 from fastclip.ops.unit_clip import dispatch as unit_clip
@@ -26,6 +27,7 @@ def report() -> str:
     for name, op in (
         ("grad_norm", grad_norm),
         ("structure_loss", structure_loss),
+        ("clip_value", clip_value),
         ("unit_clip", unit_clip),
     ):
         for device in ("cpu", "cuda"):

@@ -60,9 +60,10 @@ int64_t cuda_work_size(const TensorList& list, bool per_tensor) {
   return cuda::kWorkHeader + cuda::partials(list.chunks(), per_tensor);
 }
 
-void cuda_grad_norm(const TensorList& list, double p, double max_norm, bool scale, py::handle work,
+void cuda_grad_norm(TensorList& list, double p, double max_norm, bool scale, py::handle work,
                     py::handle total, py::handle per_tensor, py::handle optimizer) {
   require_cuda(list);
+  if (scale) list.require_writable();
   const int64_t tensors = static_cast<int64_t>(list.chunks().size());
   const int64_t work_size = cuda_work_size(list, !per_tensor.is_none());
   cuda::NormResult result{};
@@ -85,8 +86,10 @@ void cuda_grad_norm(const TensorList& list, double p, double max_norm, bool scal
   }
 }
 
-void cuda_scale_grads(const TensorList& list, double max_norm, py::handle norm) {
+void cuda_scale_grads(TensorList& list, double max_norm, py::handle norm) {
   require_cuda(list);
+  list.require_writable();
+  list.refresh();
   cuda::KnownNorm known{};
   if (PyFloat_Check(norm.ptr())) {
     known.value = PyFloat_AS_DOUBLE(norm.ptr());
@@ -110,12 +113,12 @@ std::string cuda_why_not(int) { return kMissing; }
 
 int64_t cuda_work_size(const TensorList&, bool) { throw std::runtime_error(kMissing); }
 
-void cuda_grad_norm(const TensorList&, double, double, bool, py::handle, py::handle, py::handle,
+void cuda_grad_norm(TensorList&, double, double, bool, py::handle, py::handle, py::handle,
                     py::handle) {
   throw std::runtime_error(kMissing);
 }
 
-void cuda_scale_grads(const TensorList&, double, py::handle) { throw std::runtime_error(kMissing); }
+void cuda_scale_grads(TensorList&, double, py::handle) { throw std::runtime_error(kMissing); }
 
 #endif
 

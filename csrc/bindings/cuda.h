@@ -26,10 +26,10 @@ int64_t cuda_work_size(const TensorList& list, bool per_tensor);
 // Queues the norm, and with `scale` the scaling, on torch's current stream; waits for neither.
 // `work`[1] becomes the norm and `work`[2] the factor; `total`, `per_tensor` (float64) and
 // `optimizer` (float32 [2]: 1 / factor, whether the norm is not finite) may be None.
-void cuda_grad_norm(const TensorList& list, double p, double max_norm, bool scale, py::handle work,
+void cuda_grad_norm(TensorList& list, double p, double max_norm, bool scale, py::handle work,
                     py::handle total, py::handle per_tensor, py::handle optimizer);
 
 // `norm` is a number, or a tensor of one number on the list's device.
-void cuda_scale_grads(const TensorList& list, double max_norm, py::handle norm);
+void cuda_scale_grads(TensorList& list, double max_norm, py::handle norm);
 
 }  // namespace fastclip

@@ -1,6 +1,5 @@
 #include "bindings/grad_norm.h"
 
-#include <cmath>
 #include <memory>
 
 #include "bindings/arguments.h"
@@ -50,16 +49,20 @@ py::list tensors_of(const TensorList& list) {
   return tensors;
 }
 
-double grad_norm(const TensorList& list, double p) {
+double grad_norm(TensorList& list, double p) {
   require(list.on_cpu(), "tensors must be on the CPU");
+  list.keep_memory();
+  list.refresh();
   py::gil_scoped_release unlocked;
   double total;
   cpu::NormPass({p}).finish(list, &total, nullptr);
   return total;
 }
 
-void grad_norms(const TensorList& list, const std::vector<double>& orders, py::handle norms) {
+void grad_norms(TensorList& list, const std::vector<double>& orders, py::handle norms) {
   require(list.on_cpu(), "tensors must be on the CPU");
+  list.keep_memory();
+  list.refresh();
   const int64_t count = static_cast<int64_t>(orders.size() * list.tensors().size());
   const TensorView view = numbers(norms, "norms", DType::kF64, count);
   py::gil_scoped_release unlocked;
@@ -67,8 +70,11 @@ void grad_norms(const TensorList& list, const std::vector<double>& orders, py::h
   cpu::NormPass(orders).finish(list, totals.data(), static_cast<double*>(view.data));
 }
 
-void scale_grads(const TensorList& list, double factor) {
+void scale_grads(TensorList& list, double factor) {
   require(list.on_cpu(), "tensors must be on the CPU");
+  list.require_writable();
+  list.keep_memory();
+  list.refresh();
   {
     py::gil_scoped_release unlocked;
     cpu::scale_grads(list, factor);
@@ -88,9 +94,10 @@ py::object clip_grads(py::handle tensors, bool take_grads, double p, std::option
     py::gil_scoped_release unlocked;
     pass.finish(*list, &norm, nullptr);
   }
-  if (finite && !std::isfinite(norm)) return py::cast(std::move(list));
+  if (finite && !stays_finite(norm, promoted(*list))) return py::cast(std::move(list));
   const double factor = max_norm ? *max_norm / (norm + cpu::kEps) : 1;
   if (!(factor >= 1)) {  // NaN scales too, and makes every gradient NaN
+    list->require_writable();
     {
       py::gil_scoped_release unlocked;
       pass.scale(*list, factor);

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/arguments.h"
+#include "bindings/clip_value.h"
 #include "bindings/cuda.h"
 #include "bindings/grad_norm.h"
 #include "bindings/structure_loss.h"
@@ -33,8 +34,13 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly("device", &fastclip::device_of)
       .def("addresses", &fastclip::addresses_of)
       .def_property_readonly("tensors", &fastclip::tensors_of);
-  m.def("bind_torch", [](py::handle tensor, py::handle parameter, py::handle increment_version) {
-    fastclip::bind_torch(tensor.ptr(), parameter.ptr(), increment_version.ptr());
+  m.def("bind_torch", [](py::handle tensor, py::handle parameter, py::handle increment_version,
+                         py::list inference, py::list normal) {
+    fastclip::bind_torch(tensor.ptr(), parameter.ptr(), increment_version.ptr(), inference.ptr(),
+                         normal.ptr());
+  });
+  m.def("require_memory", [](py::handle tensors, bool take_grads) {
+    fastclip::require_memory(tensors.ptr(), take_grads);
   });
   m.def("build_info", &fastclip::build_info);
   m.def("cuda_why_not", &fastclip::cuda_why_not);
@@ -45,6 +51,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("grad_norms", &fastclip::grad_norms);
   m.def("scale_grads", &fastclip::scale_grads);
   m.def("clip_grads", &fastclip::clip_grads);
+  m.def("clip_values", &fastclip::clip_values);
   m.def("clip_units", &fastclip::clip_units);
   m.def("structure_loss_forward", &fastclip::structure_loss_forward);
   m.def("structure_loss_total", &fastclip::structure_loss_total);

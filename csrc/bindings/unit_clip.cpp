@@ -1,5 +1,6 @@
 #include "bindings/unit_clip.h"
 
+#include <optional>
 #include <vector>
 
 #include "cpu/unit_clip/unit_clip.h"
@@ -7,28 +8,42 @@
 #include "tensors/tensor_view.h"
 
 namespace fastclip {
+namespace {
+
+std::optional<TensorView> view_if_any(PyObject* tensor) {
+  try {
+    return view_of(tensor);
+  } catch (const Unsupported&) {
+    return std::nullopt;
+  }
+}
+
+}  // namespace
 
 py::tuple clip_units(const py::sequence& parameters, double clipping, double eps) {
   const py::tuple items(parameters);  // a snapshot: other threads may change a list
   cpu::UnitClip clip({clipping, eps});
   py::list grads, rest, written;
+  bool may_hold_inference = false;
   for (py::handle parameter : items) {
     PyObject* found = grad_of(parameter.ptr());
     if (found == nullptr) throw PythonError{};
     const py::object grad = py::reinterpret_steal<py::object>(found);
     if (grad.is_none()) continue;
-    bool taken = false;
-    try {
-      taken = clip.add(view_of(parameter.ptr()), view_of(found));
-    } catch (const Unsupported&) {
-    }
+    const std::optional<TensorView> grad_view = view_if_any(found);
+    const std::optional<TensorView> weight = view_if_any(parameter.ptr());
+    const bool taken = weight && grad_view && clip.add(*weight, *grad_view);
     if (taken) {
+      may_hold_inference |= may_be_inference(found);
       grads.append(grad);
     } else {
       rest.append(parameter);
     }
   }
   if (clip.overlaps()) return py::make_tuple(written, items);
+  if (may_hold_inference) {
+    for (py::handle grad : grads) require_writable(grad.ptr());
+  }
   std::vector<bool> is_written;
   {
     py::gil_scoped_release unlocked;

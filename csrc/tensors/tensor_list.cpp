@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
+#include <string>
 
+#include "tensors/overlap.h"
 #include "tensors/python_error.h"
 
 namespace fastclip {
@@ -23,6 +26,20 @@ void prefetch_pointees(PyObject* object) {
   }
 }
 
+// Whether this thread is the only one that runs Python, so that no tensor changes while the GIL is
+// released.
+bool is_alone() {
+  return PyThreadState_Next(PyInterpreterState_ThreadHead(PyInterpreterState_Get())) == nullptr;
+}
+
+TensorView listed(PyObject* tensor, size_t index) {
+  try {
+    return view_of(tensor);
+  } catch (const NoMemory& error) {
+    throw NoMemory("tensor " + std::to_string(index) + " of the list " + error.what());
+  }
+}
+
 }  // namespace
 
 TensorList::TensorList(PyObject* tensors, bool take_grads) : TensorList() {
@@ -31,26 +48,70 @@ TensorList::TensorList(PyObject* tensors, bool take_grads) : TensorList() {
 
 TensorList::~TensorList() {
   for (PyObject* tensor : tensors_) Py_DECREF(tensor);
+  for (PyObject* storage : storages_) Py_DECREF(storage);
 }
+
+void TensorList::keep_memory() {
+  if (keeps_memory_ || !on_cpu() || is_alone()) return;
+  keeps_memory_ = true;
+  for (PyObject* tensor : tensors_) keep_memory_of(tensor);
+}
+
+void TensorList::keep_memory_of(PyObject* tensor) { storages_.push_back(storage_of(tensor)); }
 
 bool TensorList::has_norm(double p) const {
   const bool has_identity = p > 0 && !std::isinf(p);  // else torch raises for an empty tensor
   return p != 0 && !std::isnan(p) && (has_identity || !has_empty_);
 }
 
-bool TensorList::has_repeats() const {
-  size_t slots = 16;
-  while (slots < 2 * chunks_.size()) slots *= 2;
-  std::vector<uintptr_t> seen(slots);
+bool TensorList::has_overlaps() const {
+  std::vector<Range> ranges;
+  ranges.reserve(tensors_.size());
+  int32_t tensor = -1;
   for (const Chunk& chunk : chunks_) {
-    if (chunk.numel == 0) continue;
-    const uintptr_t address = reinterpret_cast<uintptr_t>(chunk.data);
-    size_t slot = (address >> 4) * 0x9e3779b97f4a7c15ull >> 20 & (slots - 1);
-    while (seen[slot] != 0 && seen[slot] != address) slot = (slot + 1) & (slots - 1);
-    if (seen[slot] == address) return true;
-    seen[slot] = address;
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(chunk.data);
+    const uintptr_t end = begin + chunk.numel * item_size(chunk.dtype);
+    if (chunk.tensor == tensor) {
+      ranges.back().end = end;
+    } else {
+      ranges.push_back({begin, end});
+      tensor = chunk.tensor;
+    }
+  }
+  return any_overlap(ranges);
+}
+
+void TensorList::require_writable() const {
+  if (!may_hold_inference_) return;
+  for (PyObject* tensor : tensors_) fastclip::require_writable(tensor);
+}
+
+bool TensorList::is_stale() const {
+  size_t c = 0;
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    const TensorView view = view_of(tensors_[i]);
+    const size_t first = c;
+    int64_t numel = 0;
+    for (; c < chunks_.size() && chunks_[c].tensor == static_cast<int32_t>(i); ++c) {
+      if (chunks_[c].dtype != view.dtype) return true;
+      numel += chunks_[c].numel;
+    }
+    if (numel != view.numel || !view.is_dense()) return true;
+    if (numel != 0 && chunks_[first].data != view.data) return true;
   }
   return false;
+}
+
+bool TensorList::refresh() {
+  if (!is_stale()) return false;
+  chunks_.clear();
+  tasks_.assign(1, 0);
+  open_task_bytes_ = bytes_ = 0;
+  dtypes_ = 0;
+  has_empty_ = false;
+  for (size_t i = 0; i < tensors_.size(); ++i) add(i, false);
+  close();
+  return true;
 }
 
 void TensorList::reserve(size_t chunks) {
@@ -60,7 +121,7 @@ void TensorList::reserve(size_t chunks) {
 
 // Returns false where the storage of chunks is pinned, and full.
 bool TensorList::add(size_t index, bool pinned) {
-  const TensorView view = view_of(tensors_[index]);
+  const TensorView view = listed(tensors_[index], index);
   const bool on_cpu = view.device.type == dlpack::kCPU || view.device.type == dlpack::kCUDAHost;
   const dlpack::Device device = on_cpu ? dlpack::Device{dlpack::kCPU, 0} : view.device;
   if (index == 0) device_ = device;
@@ -72,8 +133,10 @@ bool TensorList::add(size_t index, bool pinned) {
   const int64_t bytes = view.numel * item_size(view.dtype);
   const size_t most = static_cast<size_t>(bytes / kChunkBytes) + 1;
   if (pinned && chunks_.size() + most > chunks_.capacity()) return false;
+  if (keeps_memory_ && on_cpu) keep_memory_of(tensors_[index]);
   dtypes_ |= 1u << static_cast<int>(view.dtype);
   has_empty_ |= view.numel == 0;
+  may_hold_inference_ |= may_be_inference(tensors_[index]);
   bytes_ += bytes;
   if (on_cpu) {
     cut(view, static_cast<int32_t>(index));
@@ -103,7 +166,25 @@ void TensorList::cut(const TensorView& view, int32_t index) {
 
 void TensorList::close() {
   if (tasks_.back() != static_cast<int64_t>(chunks_.size())) tasks_.push_back(chunks_.size());
-  if (!on_cpu() && has_repeats()) throw Unsupported("a tensor listed twice");
+  if (!on_cpu() && has_overlaps()) throw Unsupported("tensors that share memory");
+}
+
+void require_memory(PyObject* tensors, bool take_grads) {
+  PyObject* items = PySequence_Tuple(tensors);
+  if (items == nullptr) throw PythonError{};
+  const std::unique_ptr<PyObject, void (*)(PyObject*)> held(items,
+                                                            [](PyObject* o) { Py_DECREF(o); });
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(items); ++i) {
+    PyObject* tensor = PyTuple_GET_ITEM(items, i);
+    PyObject* grad = take_grads ? grad_of(tensor) : nullptr;
+    if (take_grads && grad == nullptr) throw PythonError{};
+    const std::unique_ptr<PyObject, void (*)(PyObject*)> kept(grad,
+                                                              [](PyObject* o) { Py_XDECREF(o); });
+    try {
+      listed(take_grads ? grad : tensor, i);
+    } catch (const Unsupported&) {  // whatever it is, it is torch's
+    }
+  }
 }
 
 Listing::Listing(TensorList& list, PyObject* tensors, bool take_grads)
@@ -111,6 +192,7 @@ Listing::Listing(TensorList& list, PyObject* tensors, bool take_grads)
       items_(PySequence_Fast(tensors, "tensors must be a sequence")),
       take_grads_(take_grads) {
   if (items_ == nullptr) throw PythonError{};
+  list_.keeps_memory_ = !is_alone();
   list_.tensors_.reserve(size());
   list_.chunks_.reserve(size());
 }

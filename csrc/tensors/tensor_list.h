@@ -39,8 +39,18 @@ class TensorList {
   // Whether the kernels define the norm of order p for these tensors as torch does.
   bool has_norm(double p) const;
   int64_t bytes() const { return bytes_; }
-  // Whether two tensors start at one address: scaled at the same time, one product would be lost.
-  bool has_repeats() const;
+  // Whether two tensors share memory: scaled at the same time, one product would be lost.
+  bool has_overlaps() const;
+
+  // Keeps the tensors' memory as long as this lives, whatever is done to them, where other threads
+  // run Python: `.data =` in one of them frees what a kernel reads. It takes some 50 ns a tensor.
+  void keep_memory();
+  // Before a use some time after the listing: takes memory that other code has given a tensor since
+  // (`.data =`, set_) in the place of what it had, which may be freed. Returns whether there is
+  // any.
+  bool refresh();
+  // Raises torch's error where a tensor was made under inference_mode and that has ended.
+  void require_writable() const;
 
   // Makes room for so many chunks: until they are more, the storage of chunks and tasks stays.
   void reserve(size_t chunks);
@@ -49,18 +59,27 @@ class TensorList {
  private:
   friend class Listing;
   bool add(size_t index, bool pinned);
+  bool is_stale() const;
+  void keep_memory_of(PyObject* tensor);
   void cut(const TensorView& view, int32_t index);
   void close();
 
   std::vector<PyObject*> tensors_;
+  std::vector<PyObject*> storages_;
+  bool keeps_memory_ = false;
   std::vector<Chunk> chunks_;
   std::vector<int64_t> tasks_{0};
   int64_t open_task_bytes_ = 0;
   int64_t bytes_ = 0;
   uint32_t dtypes_ = 0;
   bool has_empty_ = false;
+  bool may_hold_inference_ = false;
   dlpack::Device device_{dlpack::kCPU, 0};
 };
+
+// Throws NoMemory where a tensor of the sequence, or with `take_grads` a gradient, was freed:
+// before torch, which would read it, has a list that is not for kernels.
+void require_memory(PyObject* tensors, bool take_grads);
 
 // The making of a list, step by step: what is listed so far can be read already.
 class Listing {

@@ -1,10 +1,15 @@
 #include "tensors/tensor_view.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <numeric>
 #include <string>
+
+#if defined(__linux__)
+#include <unistd.h>
+#endif
 
 #include "cpu/vector/simd.h"
 #include "tensors/python_error.h"
@@ -16,7 +21,9 @@ const dlpack::ExchangeApi* g_api = nullptr;
 PyTypeObject* g_tensor_type = nullptr;
 PyTypeObject* g_parameter_type = nullptr;
 PyObject* g_increment_version = nullptr;
-PyGetSetDef* g_grad = nullptr;  // of TensorBase, unless Python code has put another in its way
+PyGetSetDef* g_grad = nullptr;     // of TensorBase, unless Python code has put another in its way
+PyGetSetDef* g_version = nullptr;  // likewise, of `_version`
+PyMethodDef* g_storage = nullptr;  // likewise, untyped_storage()
 
 DType dtype_of(dlpack::DataType dtype) {
   if (dtype.lanes == 1) {
@@ -28,6 +35,112 @@ DType dtype_of(dlpack::DataType dtype) {
     if (dtype.code == dlpack::kBool && dtype.bits == 8) return DType::kBool;
   }
   throw Unsupported("a dtype that no kernel reads");
+}
+
+// An address under this comes of a null pointer and an offset, not of an allocator. Where a process
+// that lies at fixed addresses has its heap far down, less is told apart.
+uintptr_t lowest_address(dlpack::DeviceType device) {
+#if defined(__linux__)
+  static const bool low_heap = reinterpret_cast<uintptr_t>(sbrk(0)) < (uintptr_t{1} << 40);
+#else
+  constexpr bool low_heap = true;
+#endif
+  if (device != dlpack::kCPU) return uintptr_t{1} << 32;
+  return uintptr_t{1} << (low_heap ? 22 : 40);
+}
+
+int64_t integer_of(PyObject* object) {
+  const int64_t value = object == nullptr ? -1 : PyLong_AsLongLong(object);
+  Py_XDECREF(object);
+  if (PyErr_Occurred() != nullptr) throw PythonError{};
+  return value;
+}
+
+// Throws where elements have no memory, which an odd address lets one suspect.
+void require_memory(PyObject* object, const dlpack::Tensor& tensor) {
+  if (integer_of(PyObject_CallMethod(object, "_is_zerotensor", nullptr)) != 0) {
+    throw Unsupported("a tensor of zeros without memory (clone() gives it some)");
+  }
+  PyObject* storage = storage_of(object);
+  const int64_t bytes = integer_of(PyObject_CallMethod(storage, "nbytes", nullptr));
+  Py_DECREF(storage);
+  int64_t last = 0;
+  for (int32_t d = 0; d < tensor.ndim; ++d) last += (tensor.shape[d] - 1) * tensor.strides[d];
+  const int64_t least = (last + 1) * tensor.dtype.bits * tensor.dtype.lanes / 8;
+  if (bytes < least) {
+    throw NoMemory("needs " + std::to_string(least) + " bytes, but its storage holds " +
+                   std::to_string(bytes) +
+                   ": it was freed (untyped_storage().resize_(0), as sharding does between steps);"
+                   " give it its memory back, or leave this tensor out");
+  }
+  if (tensor.data == nullptr) throw Unsupported("a tensor without plain storage");
+}
+
+// A descriptor's C functions, called without the attribute's look-up.
+PyGetSetDef* getter_of(PyObject* type, const char* name) {
+  PyObject* found = PyObject_GetAttrString(type, name);
+  if (found == nullptr) throw std::runtime_error(std::string("torch.Tensor has no ") + name);
+  PyGetSetDef* getter = nullptr;
+  if (Py_TYPE(found) == &PyGetSetDescr_Type) {
+    getter = reinterpret_cast<PyGetSetDescrObject*>(found)->d_getset;
+  }
+  Py_DECREF(found);
+  return getter;
+}
+
+// Where torch keeps a tensor's version counter, which only inference tensors lack: word `counter`
+// of what word `tensor` of the Python object points to. To ask torch takes 50 ns a tensor, a fifth
+// of what clipping a thousand small ones takes. Found by trial, and not used where that fails.
+struct CounterPlace {
+  int tensor = 0;
+  int counter = 0;  // 0: not found
+};
+CounterPlace g_counter;
+
+using Words = const uintptr_t*;
+
+// The address of torch's own object, as torch tells it.
+uintptr_t address_of(PyObject* tensor) {
+  return static_cast<uintptr_t>(integer_of(PyObject_GetAttrString(tensor, "_cdata")));
+}
+
+CounterPlace find_counter(PyObject* inference, PyObject* normal) {
+  constexpr int kWords = 8;  // a cache line: what torch's object holds at the least
+  constexpr int kHead = 2;   // of a Python object, and of torch's: counts of references
+  CounterPlace place;
+  bool is_counter[kWords];
+  std::fill(is_counter, is_counter + kWords, true);
+  for (PyObject* list : {inference, normal}) {
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i) {
+      PyObject* tensor = PyList_GET_ITEM(list, i);
+      const uintptr_t address = address_of(tensor);
+      int at = kHead;
+      while (at < 2 * kHead && reinterpret_cast<Words>(tensor)[at] != address) ++at;
+      if (at == 2 * kHead || (place.tensor != 0 && place.tensor != at)) return {};
+      place.tensor = at;
+      for (int w = 0; w < kWords; ++w) {
+        const bool null = reinterpret_cast<Words>(address)[w] == 0;
+        is_counter[w] &= null == (list == inference);
+      }
+    }
+  }
+  for (int w = kHead; w < kWords; ++w) {
+    if (!is_counter[w]) continue;
+    if (place.counter != 0) return {};  // two fit
+    place.counter = w;
+  }
+  return place;
+}
+
+PyMethodDef* method_of(PyObject* type, const char* name) {
+  PyObject* found = PyObject_GetAttrString(type, name);
+  if (found == nullptr) throw std::runtime_error(std::string("torch.Tensor has no ") + name);
+  PyMethodDef* method = nullptr;
+  if (Py_TYPE(found) == &PyMethodDescr_Type) {
+    method = reinterpret_cast<PyMethodDescrObject*>(found)->d_method;
+  }
+  Py_DECREF(found);
+  return method != nullptr && method->ml_flags == METH_NOARGS ? method : nullptr;
 }
 
 // What a tensor of one number owns.
@@ -58,7 +171,8 @@ dlpack::DataType store_number(double value, DType dtype, char* to) {
 
 }  // namespace
 
-void bind_torch(PyObject* tensor_type, PyObject* parameter_type, PyObject* increment_version) {
+void bind_torch(PyObject* tensor_type, PyObject* parameter_type, PyObject* increment_version,
+                PyObject* inference, PyObject* normal) {
   PyObject* capsule = PyObject_GetAttrString(tensor_type, "__dlpack_c_exchange_api__");
   if (capsule == nullptr) {
     PyErr_Clear();
@@ -78,12 +192,10 @@ void bind_torch(PyObject* tensor_type, PyObject* parameter_type, PyObject* incre
   g_api = api;
   g_tensor_type = reinterpret_cast<PyTypeObject*>(tensor_type);
   g_parameter_type = reinterpret_cast<PyTypeObject*>(parameter_type);
-  PyObject* grad = PyObject_GetAttrString(tensor_type, "grad");
-  if (grad == nullptr) throw std::runtime_error("torch.Tensor has no attribute grad");
-  if (Py_TYPE(grad) == &PyGetSetDescr_Type) {
-    g_grad = reinterpret_cast<PyGetSetDescrObject*>(grad)->d_getset;
-  }
-  Py_DECREF(grad);
+  g_grad = getter_of(tensor_type, "grad");
+  g_version = getter_of(tensor_type, "_version");
+  g_storage = method_of(tensor_type, "untyped_storage");
+  g_counter = find_counter(inference, normal);
   g_increment_version = increment_version;
   Py_INCREF(tensor_type);  // all kept for the life of the process
   Py_INCREF(parameter_type);
@@ -109,20 +221,56 @@ TensorView view_of(PyObject* object) {
   }
   TensorView view{};
   view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
-  view.dtype = dtype_of(tensor.dtype);
   view.device = tensor.device;
   view.ndim = tensor.ndim;
   view.shape = tensor.shape;
   view.strides = tensor.strides;
   view.numel = std::accumulate(tensor.shape, tensor.shape + tensor.ndim, int64_t{1},
                                [](int64_t a, int64_t b) { return a * b; });
+  const bool odd = reinterpret_cast<uintptr_t>(view.data) < lowest_address(view.device.type);
+  if (odd && view.numel > 0) require_memory(object, tensor);
+  view.dtype = dtype_of(tensor.dtype);
   return view;
+}
+
+PyObject* storage_of(PyObject* tensor) {
+  static PyObject* const name = PyUnicode_InternFromString("untyped_storage");
+  PyObject* storage = g_storage != nullptr ? g_storage->ml_meth(tensor, nullptr)
+                                           : PyObject_CallMethodNoArgs(tensor, name);
+  if (storage == nullptr) throw PythonError{};
+  return storage;
+}
+
+bool may_be_inference(PyObject* tensor) {
+  if (g_counter.counter == 0) return true;
+  const Words torchs = reinterpret_cast<Words>(reinterpret_cast<Words>(tensor)[g_counter.tensor]);
+  return torchs[g_counter.counter] == 0;
+}
+
+void require_writable(PyObject* tensor) {
+  const bool plain = Py_TYPE(tensor) == g_tensor_type || Py_TYPE(tensor) == g_parameter_type;
+  PyObject* version = plain && g_version != nullptr ? g_version->get(tensor, g_version->closure)
+                                                    : PyObject_GetAttrString(tensor, "_version");
+  if (version == nullptr) {  // an inference tensor has none; torch says when it may be written
+    PyErr_Clear();
+    version = PyObject_CallMethod(tensor, "mul_", "d", 1.0);
+    if (version == nullptr) throw PythonError{};
+  }
+  Py_DECREF(version);
 }
 
 void mark_written(PyObject* tensors) {
   PyObject* none = PyObject_CallOneArg(g_increment_version, tensors);
   if (none == nullptr) throw PythonError{};
   Py_DECREF(none);
+}
+
+bool stays_finite(double value, DType dtype) {
+  if (dtype == DType::kF64) return std::isfinite(value);
+  const float single = std::fabs(static_cast<float>(value));
+  if (dtype == DType::kF16) return single < 65520.0f;      // from here on to infinity
+  if (dtype == DType::kBF16) return single < 0x1.ffp127f;  // likewise
+  return std::isfinite(single);
 }
 
 PyObject* new_number(double value, DType dtype) {

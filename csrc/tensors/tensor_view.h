@@ -26,6 +26,11 @@ struct Unsupported : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Elements that lie nowhere: a tensor whose storage was freed. Python sees a ValueError.
+struct NoMemory : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
 struct TensorView {
   void* data;
   DType dtype;
@@ -41,20 +46,36 @@ struct TensorView {
   bool is_dense() const;
 };
 
-// Tells this module which Python types are plain tensors, and torch's increment_version(tensors).
-// Called once, by fastclip's Python side.
-void bind_torch(PyObject* tensor_type, PyObject* parameter_type, PyObject* increment_version);
+// Tells this module which Python types are plain tensors, torch's increment_version(tensors), and
+// some tensors (lists) that were made under inference_mode and that were not. Called once, by
+// fastclip's Python side.
+void bind_torch(PyObject* tensor_type, PyObject* parameter_type, PyObject* increment_version,
+                PyObject* inference, PyObject* normal);
 
 // A new reference to object.grad, or null with the Python exception set. For a plain tensor torch's
 // getter is called without the attribute's look-up: a third of the time of a thousand gradients.
 PyObject* grad_of(PyObject* object);
 
 // Views an exact torch.Tensor or nn.Parameter. Throws Unsupported for subclasses, layouts without
-// storage (sparse, meta) and dtypes that no kernel reads. The view is valid while `object` lives.
+// storage (sparse, meta), zeros without memory (autograd's ZeroTensor) and dtypes that no kernel
+// reads, NoMemory where the storage was freed. The view is valid while `object` lives and keeps its
+// storage.
 TensorView view_of(PyObject* object);
+
+// A new reference to the plain tensor's storage, which keeps its memory.
+PyObject* storage_of(PyObject* tensor);
+
+// Whether the plain tensor was made under inference_mode. Now and then true of another too.
+bool may_be_inference(PyObject* tensor);
+
+// Raises torch's error where the tensor was made under inference_mode and that has ended.
+void require_writable(PyObject* tensor);
 
 // Moves the versions of these tensors (a list), so that autograd sees that they were written.
 void mark_written(PyObject* tensors);
+
+// Whether a number stays finite when torch rounds it to a real dtype.
+bool stays_finite(double value, DType dtype);
 
 // A new CPU tensor, 0-d, of a real dtype. torch.scalar_tensor takes 15 us more when cold.
 PyObject* new_number(double value, DType dtype);

@@ -5,6 +5,7 @@ from fastclip.clipping.clip import (
     clip_grad_norm_,
     clip_grad_value_,
     clip_grads_with_norm_,
+    clip_tensors_,
     get_total_norm,
 )
 from fastclip.clipping.patch import patch_torch, patched_torch, unpatch_torch
@@ -18,6 +19,7 @@ __all__ = [
     "clip_grad_value_",
     "clip_grads_in_step_",
     "clip_grads_with_norm_",
+    "clip_tensors_",
     "get_total_norm",
     "patch_torch",
     "patched_torch",

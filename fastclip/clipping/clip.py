@@ -1,4 +1,4 @@
-"""Gradient clipping: torch.nn.utils' four functions, with one pass over memory."""
+"""Gradient clipping with one pass over memory: torch.nn.utils' four functions, and of tensors."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ import warnings
 from collections.abc import Iterable
 from typing import TypeAlias
 
-import torch
 from torch import Tensor
-from torch.nn import utils as _torch_clip
 
+from fastclip.ops import observed
+from fastclip.ops.clip_value.dispatch import clip_values_, clip_values_ref_
 from fastclip.ops.grad_norm import compiled
 from fastclip.ops.grad_norm import dispatch as op
-from fastclip.ops.grad_norm.backends import collect
-from fastclip.ops.grad_norm.sharded import plain_norm
 
 _Tensors: TypeAlias = Tensor | Iterable[Tensor]
-
-_torch_clip_grad_value_ = _torch_clip.clip_grad_value_
 
 
 def clip_grad_norm_(
@@ -43,11 +39,15 @@ def clip_grad_norm_(
     Returns:
         The norm before clipping, 0-d, on the first gradient's device, in the gradients' promoted
         dtype. The coefficient comes from the unrounded norm: short float32 runs, summed in double.
+        So float16 gradients of a norm past 65504, where this returns inf, are clipped to `max_norm`
+        and not, as by torch, to zeros.
         Where all gradients are DTensors of one mesh it is a DTensor, as in torch: replicated, so
         that its ``item()``, ``to_local()`` and ``full_tensor()`` are the norm on all ranks.
 
     Raises:
-        RuntimeError: the norm is not finite and `error_if_nonfinite` is set.
+        RuntimeError: the norm, as returned, is not finite and `error_if_nonfinite` is set; a
+            gradient was made under inference_mode and would be written outside.
+        ValueError: a gradient's storage was freed.
         TypeError, ValueError: `max_norm` or `norm_type` is not a number.
     """
     if isinstance(parameters, Tensor):
@@ -61,9 +61,8 @@ def clip_grad_norm_(
                 stacklevel=2,
             )
     limit, p = _number("max_norm", max_norm), _number("norm_type", norm_type)
-    if torch.compiler.is_compiling():
-        return compiled.clip_(parameters, limit, p, error_if_nonfinite, foreach)
-    return op.clip_(parameters, limit, p, error_if_nonfinite, foreach)
+    arguments = parameters, True, limit, p, error_if_nonfinite, foreach
+    return observed.call("clip_grad_norm_", compiled.clip_, op.clip_, *arguments)
 
 
 def get_total_norm(
@@ -79,9 +78,8 @@ def get_total_norm(
     """
     tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     p = _number("norm_type", norm_type)
-    if torch.compiler.is_compiling():
-        return compiled.total_norm(tensors, p, error_if_nonfinite, foreach)
-    return op.total_norm(tensors, p, error_if_nonfinite, foreach)
+    arguments = tensors, p, error_if_nonfinite, foreach
+    return observed.call("get_total_norm", compiled.total_norm, op.total_norm, *arguments)
 
 
 def clip_grads_with_norm_(
@@ -100,22 +98,66 @@ def clip_grads_with_norm_(
     """
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     limit = _number("max_norm", max_norm)
-    if torch.compiler.is_compiling():
-        return compiled.clip_with_norm_(parameters, limit, total_norm, foreach)
-    norm = total_norm if type(total_norm) is Tensor else plain_norm(total_norm)
-    grads = None if norm is None else collect(parameters, take_grads=True)
-    if norm is None or grads is None or not grads.takes(norm):
-        op.scale_ref_(parameters, limit, total_norm, foreach)
-    elif len(grads):
-        grads.clip_by_(limit, norm)
+    arguments = parameters, limit, total_norm, foreach
+    observed.call("clip_grads_with_norm_", compiled.clip_with_norm_, op.clip_with_norm_, *arguments)
+
+
+def clip_tensors_(
+    tensors: _Tensors,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """Scales tensors in place so that their total norm is at most `max_norm`.
+
+    :func:`clip_grad_norm_` of the tensors themselves: of gradients from ``torch.autograd.grad``,
+    of updates, of parameters. Nothing is recorded for autograd.
+
+    Args:
+        tensors: a tensor or an iterable of tensors, of any shape and real or complex dtype.
+        max_norm, norm_type, error_if_nonfinite, foreach: as in :func:`clip_grad_norm_`.
+
+    Returns:
+        The norm before clipping, as :func:`clip_grad_norm_` returns it.
+
+    Raises:
+        RuntimeError: the norm is not finite and `error_if_nonfinite` is set; nothing was changed.
+        TypeError: something in `tensors` is not a tensor.
+    """
+    tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    for i, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"tensors must hold tensors, got a {type(tensor).__name__} at {i}")
+    limit, p = _number("max_norm", max_norm), _number("norm_type", norm_type)
+    arguments = tensors, False, limit, p, error_if_nonfinite, foreach
+    return observed.call("clip_tensors_", compiled.clip_, op.clip_, *arguments)
 
 
 def clip_grad_value_(parameters: _Tensors, clip_value: float, foreach: bool | None = None) -> None:
-    """Clamps every gradient element to [-clip_value, clip_value]: torch's own function."""
-    _torch_clip_grad_value_(parameters, _number("clip_value", clip_value), foreach)
+    """Clamps every gradient element to [-clip_value, clip_value], in place.
+
+    A drop-in for :func:`torch.nn.utils.clip_grad_value_`. On the CPU one read, and a write only
+    where something is clipped. NaN stays NaN; a negative `clip_value` is given to every other
+    element, as by torch.
+
+    Args:
+        parameters: a tensor or an iterable of tensors, whose ``.grad`` is clipped; None is skipped.
+        clip_value: the largest magnitude left alone; a NaN makes every element NaN.
+        foreach: passed on to torch where torch does the work.
+
+    Raises:
+        RuntimeError: `clip_value` is past the range of a gradient's dtype.
+        TypeError, ValueError: `clip_value` is not a number.
+    """
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    arguments = parameters, _number("clip_value", clip_value), foreach
+    observed.call("clip_grad_value_", clip_values_ref_, clip_values_, *arguments)
 
 
 def _number(name: str, value: float) -> float:
+    if isinstance(value, Tensor):  # float() warns of one that requires grad
+        value = value.detach()
     try:
         return float(value)
     except (TypeError, ValueError) as error:

@@ -22,6 +22,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastclip import native
+
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 DTYPES = (
@@ -103,8 +105,7 @@ def _bind(module: ModuleType, interface: ctypes.CDLL) -> None:
         interface.pretend_on_device(api(true, name)), name, None
     )
     try:
-        increment_version = torch.autograd.graph.increment_version
-        module.bind_torch(torch.Tensor, torch.nn.Parameter, increment_version)
+        native.bind(module)
     finally:
         torch.Tensor.__dlpack_c_exchange_api__ = true
 

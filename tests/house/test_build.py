@@ -44,7 +44,7 @@ print(report())
 """
     out = python(code, FASTCLIP_NATIVE="0")
     assert out.startswith("5.0\nTrue\n")
-    for op in ("grad_norm", "structure_loss", "unit_clip"):
+    for op in ("clip_value", "grad_norm", "structure_loss", "unit_clip"):
         assert re.search(rf"{op} +cpu .*fallback: FASTCLIP_NATIVE=0 is set", out)
 
 

@@ -1,13 +1,12 @@
 #include "cpu/grad_norm/grad_norm.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <exception>
 #include <limits>
 
 #include "cpu/grad_norm/task_queue.h"
+#include "cpu/threads.h"
 
 namespace fastclip::cpu {
 namespace {
@@ -33,22 +32,8 @@ NormKind kind_of(double p) {
   return NormKind::kPower;
 }
 
-// Waking a sleeping thread takes about 90 us, in which one thread reads this much from cache.
-constexpr int64_t kSerialBytes = 6 * 1024 * 1024;
 // While it wakes a list is made: then this much is worth it, with what it costs to start a chunk.
 constexpr int64_t kFollowBytes = 2 * 1024 * 1024;
-
-int threads_for(int64_t tasks) {  // torch.set_num_threads sets omp's maximum
-  return static_cast<int>(std::clamp<int64_t>(tasks, 1, omp_get_max_threads()));
-}
-
-// Calls `work` with every thread's number and how many there are. One needs no team of libgomp's.
-template <class F>
-void run(int threads, F work) {
-  if (threads <= 1) return work(0, 1);
-#pragma omp parallel num_threads(threads)
-  work(omp_get_thread_num(), omp_get_num_threads());
-}
 
 // Sums of powers, or extremes, as they are gathered from chunks to tensors to the whole list.
 class Gather {
@@ -163,7 +148,7 @@ void NormPass::finish(const TensorList& list, double* total, double* per_tensor)
 }
 
 void NormPass::scale(const TensorList& list, double factor) const {
-  const bool threaded = last_.size() > 1 && !list.has_repeats();  // else a product might be lost
+  const bool threaded = last_.size() > 1 && !list.has_overlaps();  // else a product might be lost
   run(threaded ? static_cast<int>(last_.size()) : 1, [&](size_t thread, size_t team) {
     for (; thread < last_.size(); thread += team) {
       for (int64_t task = last_[thread]; task >= 0; task = before_[task]) {
@@ -175,7 +160,7 @@ void NormPass::scale(const TensorList& list, double factor) const {
 
 void scale_grads(const TensorList& list, double factor) {
   const int64_t tasks = static_cast<int64_t>(list.tasks().size()) - 1;
-  const bool threaded = list.bytes() >= kSerialBytes && !list.has_repeats();
+  const bool threaded = list.bytes() >= kSerialBytes && !list.has_overlaps();
   run(threaded ? threads_for(tasks) : 1, [&](int64_t thread, int64_t team) {
     const int64_t begin = tasks * thread / team, end = tasks * (thread + 1) / team;
     for (int64_t task = end - 1; task >= begin; --task) scale_task(list, task, factor);

@@ -1,6 +1,7 @@
 // Compiled once per instruction-set level: see isa.h for the rule that goes with it.
 #include "cpu/unit_clip/kernels.h"
 
+#include "cpu/vector/float_mode.h"
 #include "cpu/vector/sums.h"
 
 namespace fastclip::cpu::FASTCLIP_ISA {
@@ -60,6 +61,7 @@ void scale_part(UnitPiece& piece) {
 void clip_units(const UnitTasks& tasks, UnitRule rule) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(tasks.threads) if (tasks.threads > 1)
   for (int64_t t = 0; t < tasks.count; ++t) {
+    const FloatModeOf same(tasks.float_mode);
     for (int64_t i = tasks.bounds[t]; i < tasks.bounds[t + 1]; ++i) {
       UnitPiece& piece = tasks.pieces[i];
       switch (piece.dtype) {
@@ -75,6 +77,7 @@ void clip_units(const UnitTasks& tasks, UnitRule rule) {
 void scale_parts(const UnitTasks& tasks) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(tasks.threads) if (tasks.threads > 1)
   for (int64_t t = 0; t < tasks.count; ++t) {
+    const FloatModeOf same(tasks.float_mode);
     for (int64_t i = tasks.bounds[t]; i < tasks.bounds[t + 1]; ++i) {
       UnitPiece& piece = tasks.pieces[i];
       if (piece.units != 0 || piece.factor == 1) continue;

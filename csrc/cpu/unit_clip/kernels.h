@@ -32,6 +32,7 @@ struct UnitTasks {
   const int64_t* bounds;  // task t is pieces bounds[t] .. bounds[t + 1]
   int64_t count;
   int threads;
+  uint64_t float_mode;  // the caller's, for every thread
 };
 
 constexpr double kGradFloor = 1e-6;

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "cpu/vector/float_mode.h"
+
 namespace fastclip::cpu {
 namespace {
 
@@ -82,21 +84,14 @@ void UnitClip::push(const UnitPiece& piece) {
 
 bool UnitClip::overlaps() const {
   std::vector<Range> ranges = grads_;
-  std::sort(ranges.begin(), ranges.end(), [](Range a, Range b) { return a.begin < b.begin; });
-  uintptr_t end = 0;
-  for (const Range& range : ranges) {
-    if (range.begin == range.end) continue;
-    if (range.begin < end) return true;
-    end = range.end;
-  }
-  return false;
+  return any_overlap(ranges);
 }
 
 UnitTasks UnitClip::tasks() {
   const int64_t count = static_cast<int64_t>(bounds_.size()) - 1;
   const bool small = bytes_ < kSerialBytes;
   const int threads = small ? 1 : static_cast<int>(std::min<int64_t>(omp_get_max_threads(), count));
-  return {pieces_.data(), bounds_.data(), count, threads};
+  return {pieces_.data(), bounds_.data(), count, threads, float_mode()};
 }
 
 void UnitClip::set_factors() {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/unit_clip/kernels.h"
+#include "tensors/overlap.h"
 #include "tensors/tensor_view.h"
 
 namespace fastclip::cpu {
@@ -36,9 +37,6 @@ class UnitClip {
   UnitRule rule_;
   std::vector<UnitPiece> pieces_;
   std::vector<int64_t> bounds_{0};
-  struct Range {
-    uintptr_t begin, end;
-  };
   std::vector<Range> grads_;
   int64_t open_task_bytes_ = 0;
   int64_t bytes_ = 0;

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastclip import native
+from fastclip.ops import observed
 from fastclip.ops.grad_norm import parts
 from fastclip.ops.grad_norm.cpu import CpuGrads
 from fastclip.ops.grad_norm.cuda import CudaGrads
@@ -31,9 +32,15 @@ Grads: TypeAlias = CpuGrads | GpuGrads | parts.GradParts
 
 
 def collect(tensors: Iterable[Tensor], *, take_grads: bool) -> Grads | None:
-    """The tensors (with take_grads their gradients that exist), if kernels have a share in them."""
-    if torch.compiler.is_compiling():
-        return None
+    """The tensors (with take_grads their gradients that exist), if kernels have a share in them.
+
+    None too where a tracer or a mode is to see what is done to them.
+    """
+    return None if observed.is_observed() else collect_in_op(tensors, take_grads=take_grads)
+
+
+def collect_in_op(tensors: Iterable[Tensor], *, take_grads: bool) -> Grads | None:
+    """As `collect`, for a registered op, which whoever observes has seen already."""
     try:
         return _of_one_backend(tensors, take_grads)
     except NotImplementedError:
@@ -44,7 +51,10 @@ def collect_parts(tensors: Iterable[Tensor], take_grads: bool) -> parts.GradPart
     """As `collect`, for a list that no backend takes whole."""
     if take_grads:
         tensors = [p.grad for p in tensors if p.grad is not None]
-    return parts.collect(list(tensors), _backend_of)
+    tensors = list(tensors)
+    if native.core is not None:
+        native.core.require_memory(tensors, False)  # torch would read what was freed
+    return parts.collect(tensors, _backend_of)
 
 
 def backend(found: TensorList | PythonTensorList) -> CpuGrads | GpuGrads | None:

@@ -1,22 +1,23 @@
-"""The op `grad_norm` under torch.compile: one node of the graph, whatever the number of tensors.
+"""The op `grad_norm` where it is traced or observed: one node, whatever the number of tensors.
 
-Eager calls do not come this way. The limit is a tensor in these schemas: a float that changes from
-call to call would be compiled again at each value. It lies where the first gradient lies, so that
-a graph on a GPU has no tensor on the CPU, which would keep it from becoming a CUDA graph.
+That is under torch.compile, make_fx, torch.jit.trace, and modes. Eager calls do not come this way.
+The limit is a tensor in these schemas: a float that changes from call to call would be compiled
+again at each value. It lies where the first gradient lies, so that a graph on a GPU has no tensor
+on the CPU, which would keep it from becoming a CUDA graph.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastclip.ops import observed
 from fastclip.ops.grad_norm import dispatch as op
-from fastclip.ops.grad_norm.backends import collect
+from fastclip.ops.grad_norm.backends import collect_in_op
 from fastclip.ops.grad_norm.reference import EPS, moved
 
 torch.library.define(
@@ -34,12 +35,17 @@ _EVERY_DEVICE = "CompositeExplicitAutograd"
 
 
 def clip_(
-    parameters: Sequence[Tensor], max_norm: float, p: float, error_if_nonfinite: bool, foreach: Any
+    tensors: Sequence[Tensor],
+    take_grads: bool,
+    max_norm: float,
+    p: float,
+    error_if_nonfinite: bool,
+    foreach: Any,
 ) -> Tensor:
-    """As torch.nn.utils.clip_grad_norm_, while a graph is traced."""
-    grads = [q.grad for q in parameters if q.grad is not None]
+    """As dispatch.clip_, made of torch's ops."""
+    grads = op.listed(tensors, take_grads)
     if not _for_the_op(grads):
-        return op.clip_ref_(parameters, max_norm, p, error_if_nonfinite, foreach)
+        return op.clip_by_ref_(tensors, take_grads, max_norm, p, error_if_nonfinite, foreach)
     with torch.no_grad():
         limit = _limit(max_norm, grads[0])
         return torch.ops.fastclip.clip_grads_(grads, limit, p, error_if_nonfinite)
@@ -48,7 +54,7 @@ def clip_(
 def total_norm(
     tensors: Sequence[Tensor], p: float, error_if_nonfinite: bool, foreach: Any
 ) -> Tensor:
-    """As torch.nn.utils.get_total_norm, while a graph is traced."""
+    """As dispatch.total_norm, made of torch's ops."""
     if not _for_the_op(tensors):
         return op.total_norm_ref(tensors, p, error_if_nonfinite, foreach)
     with torch.no_grad():
@@ -58,9 +64,9 @@ def total_norm(
 def clip_with_norm_(
     parameters: Sequence[Tensor], max_norm: float, norm: Tensor, foreach: Any
 ) -> None:
-    """As torch.nn.utils.clip_grads_with_norm_, while a graph is traced."""
-    grads = [q.grad for q in parameters if q.grad is not None]
-    if not _for_the_op([*grads, norm]):
+    """As dispatch.clip_with_norm_, made of torch's ops."""
+    grads = op.listed(parameters, True)
+    if not _for_the_op([*grads, norm]) or norm.ndim:
         op.scale_ref_(parameters, max_norm, norm, foreach)
     elif grads:
         with torch.no_grad():
@@ -69,10 +75,24 @@ def clip_with_norm_(
 
 
 def _for_the_op(tensors: Sequence[Tensor]) -> bool:
-    """Strided plain tensors; DTensors and other subclasses are traced through torch's functions."""
-    return len(tensors) > 0 and all(
-        type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided for t in tensors
+    """Strided plain tensors; DTensors and other subclasses are traced through torch's functions,
+    and so is what torch's dispatcher refuses in a list that is written. torch.jit.trace drops an op
+    that writes a list."""
+    return (
+        len(tensors) > 0
+        and not observed.is_traced_by_jit()
+        and all(
+            type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided and not _is_lazy(t)
+            for t in tensors
+        )
     )
+
+
+def _is_lazy(tensor: Tensor) -> bool:
+    """Whether a conjugation, a negation or zeros are not in memory; torch.compile cannot ask."""
+    if torch.compiler.is_compiling():
+        return False
+    return tensor.is_neg() or tensor.is_conj() or tensor._is_zerotensor()
 
 
 def _limit(max_norm: float, first: Tensor) -> Tensor:
@@ -83,7 +103,7 @@ def _limit(max_norm: float, first: Tensor) -> Tensor:
 @torch.library.impl("fastclip::grad_norm", _EVERY_DEVICE)
 @torch.no_grad()
 def _grad_norm(tensors: Sequence[Tensor], p: float, error_if_nonfinite: bool = False) -> Tensor:
-    values = collect(tensors, take_grads=False)
+    values = collect_in_op(tensors, take_grads=False)
     if values is None or not values.has_norm(p):
         return op.total_norm_ref(tensors, p, error_if_nonfinite)
     total = values.total_norm(p)
@@ -97,7 +117,7 @@ def _grad_norm(tensors: Sequence[Tensor], p: float, error_if_nonfinite: bool = F
 def _clip_grads_(
     grads: Sequence[Tensor], max_norm: Tensor, p: float, error_if_nonfinite: bool = False
 ) -> Tensor:
-    found = collect(grads, take_grads=False)
+    found = collect_in_op(grads, take_grads=False)
     if found is None or not found.has_norm(p):
         total = op.total_norm_ref(grads, p, error_if_nonfinite)
         _clip_by_ref_(grads, max_norm, total)
@@ -114,7 +134,7 @@ def _clip_grads_(
 @torch.library.impl("fastclip::clip_grads_with_norm_", _EVERY_DEVICE)
 @torch.no_grad()
 def _clip_grads_with_norm_(grads: Sequence[Tensor], max_norm: Tensor, total_norm: Tensor) -> None:
-    found = collect(grads, take_grads=False)
+    found = collect_in_op(grads, take_grads=False)
     if found is None or not found.takes(total_norm):
         _clip_by_ref_(grads, max_norm, total_norm)
     elif max_norm.device.type == "cpu":
@@ -133,7 +153,7 @@ def norm_for_limit_1(norm: Tensor, max_norm: Tensor) -> Tensor:
 
 
 def _clip_by_ref_(grads: Sequence[Tensor], max_norm: Tensor, total_norm: Tensor) -> None:
-    parameters: Any = [SimpleNamespace(grad=grad) for grad in grads]
+    parameters = op.holders(grads)
     if max_norm.device.type == "cpu":
         op.scale_ref_(parameters, float(max_norm), total_norm)
     else:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastclip import native
 from fastclip.ops.grad_norm.reference import EPS
-from fastclip.ops.grad_norm.tensor_list import promoted
+from fastclip.ops.grad_norm.tensor_list import is_scalar, promoted
 
 if TYPE_CHECKING:
     from fastclip._native import TensorList
@@ -35,7 +35,7 @@ class CpuGrads:
 
     def takes(self, total_norm: Tensor) -> bool:
         """Whether `clip_by_` reads this norm as torch would."""
-        return total_norm.device.type == "cpu"
+        return total_norm.device.type == "cpu" and is_scalar(total_norm)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,11 +64,11 @@ class CpuGrads:
 
     def clip_by_(self, max_norm: float, total_norm: Tensor) -> None:
         """Scales by min(1, max_norm / (total_norm + 1e-6)), for a norm known before."""
-        self._scale_to(max_norm, float(total_norm))
+        self._scale_to(max_norm, float(total_norm.detach()))
 
     def scale_(self, factor: Tensor) -> None:
         """Multiplies every element by a 0-d factor, whatever it is."""
-        self._multiply(float(factor))
+        self._multiply(float(factor.detach()))
 
     def step_factors(self, max_norm: float, p: float) -> tuple[Tensor, Tensor, Tensor]:
         """(the norm, 1 / factor, 1 where the norm is not finite): a fused step's inputs."""
@@ -87,7 +87,8 @@ class CpuGrads:
         return self._known[p]
 
     def _scale_to(self, max_norm: float, norm: float) -> None:
-        factor = max_norm / (norm + EPS)
+        # A norm of the caller's may be -1e-6: torch then divides by zero, as IEEE 754 has it.
+        factor = max_norm / divisor if (divisor := norm + EPS) else max_norm * math.inf
         if not factor >= 1:  # a NaN factor scales too, and makes every gradient NaN
             self._multiply(factor)
 

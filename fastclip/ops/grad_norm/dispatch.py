@@ -1,11 +1,13 @@
 """The op `grad_norm`: norms of many tensors, and their scaling, in one pass over memory each.
 
-backends.py chooses who measures and scales a list; under torch.compile the op is one node of the
-graph (compiled.py). What no kernel takes goes to torch's own functions, which are the reference.
+backends.py chooses who measures and scales a list; where it is traced or observed the op is one
+node (compiled.py). What no kernel takes goes to torch's own functions, which are the reference.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,8 +15,9 @@ from torch import Tensor
 from torch.nn import utils as _torch_clip
 
 from fastclip import native
-from fastclip.ops.grad_norm.backends import Grads, backend, collect, collect_parts
+from fastclip.ops.grad_norm.backends import Grads, backend, collect_in_op, collect_parts
 from fastclip.ops.grad_norm.parts import GradParts
+from fastclip.ops.grad_norm.sharded import plain_norm
 
 # Captured at import, so that patching torch.nn.utils never makes the reference call itself.
 total_norm_ref = _torch_clip.get_total_norm
@@ -30,14 +33,19 @@ _NAMED = 5  # how many offending gradients an error names
 
 
 def clip_(
-    parameters: list[Tensor], max_norm: float, p: float, error_if_nonfinite: bool, foreach: Any
+    tensors: list[Tensor],
+    take_grads: bool,
+    max_norm: float,
+    p: float,
+    error_if_nonfinite: bool,
+    foreach: Any,
 ) -> Tensor:
-    """Clips the parameters' gradients, by their backend; returns their norm before."""
-    grads = _at_once(parameters, True, p, max_norm, error_if_nonfinite)
+    """Clips the tensors, with `take_grads` their gradients; returns the norm before."""
+    grads = _at_once(tensors, take_grads, p, max_norm, error_if_nonfinite)
     if isinstance(grads, Tensor):
         return grads
     if grads is None or not grads.has_norm(p):
-        return clip_ref_(parameters, max_norm, p, error_if_nonfinite, foreach)
+        return clip_by_ref_(tensors, take_grads, max_norm, p, error_if_nonfinite, foreach)
     if not len(grads):
         return torch.tensor(0.0)
     if error_if_nonfinite:
@@ -60,6 +68,41 @@ def total_norm(tensors: list[Tensor], p: float, error_if_nonfinite: bool, foreac
     return total
 
 
+def clip_with_norm_(
+    parameters: list[Tensor], max_norm: float, total_norm: Tensor, foreach: Any
+) -> None:
+    """Scales the parameters' gradients to a norm known before, by their backend."""
+    norm = total_norm if type(total_norm) is Tensor else plain_norm(total_norm)
+    grads = None if norm is None else collect_in_op(parameters, take_grads=True)
+    if norm is None or grads is None or not grads.takes(norm):
+        scale_ref_(parameters, max_norm, total_norm, foreach)
+    elif len(grads):
+        grads.clip_by_(max_norm, norm)
+
+
+def clip_by_ref_(
+    tensors: Sequence[Tensor],
+    take_grads: bool,
+    max_norm: float,
+    p: float,
+    error_if_nonfinite: bool,
+    foreach: Any,
+) -> Tensor:
+    """As `clip_`, by torch's own function."""
+    parameters = tensors if take_grads else holders(tensors)
+    return clip_ref_(parameters, max_norm, p, error_if_nonfinite, foreach)
+
+
+def listed(tensors: Sequence[Tensor], take_grads: bool) -> list[Tensor]:
+    """The tensors, or with `take_grads` their gradients that exist."""
+    return [t.grad for t in tensors if t.grad is not None] if take_grads else list(tensors)
+
+
+def holders(grads: Sequence[Tensor]) -> Any:
+    """What torch's functions take for parameters that have these gradients."""
+    return [SimpleNamespace(grad=grad) for grad in grads]
+
+
 def _at_once(
     tensors: list[Tensor], take_grads: bool, p: float, max_norm: float | None, finite: bool
 ) -> Tensor | Grads | None:
@@ -68,7 +111,7 @@ def _at_once(
     One call, since Python that ran a training step ago is cold.
     """
     if native.core is None:
-        return collect(tensors, take_grads=take_grads)
+        return collect_in_op(tensors, take_grads=take_grads)
     try:
         found = native.core.clip_grads(tensors, take_grads, p, max_norm, finite)
     except NotImplementedError:
@@ -77,9 +120,10 @@ def _at_once(
 
 
 def require_finite(total: Tensor, grads: Grads, p: float) -> None:
-    """Raises torch's error, with the first offenders, where the norm is not finite.
+    """Raises torch's error, with the first offenders, where the norm as returned is not finite.
 
-    All ranks raise; each names what it holds itself, for not all may have come this far.
+    It may be finite until it is rounded to the gradients' dtype: float16 ends at 65504. All ranks
+    raise; each names what it holds itself, for not all may have come this far.
     """
     if total.isfinite():
         return
@@ -87,4 +131,6 @@ def require_finite(total: Tensor, grads: Grads, p: float) -> None:
     bad = (~norms[0].isfinite()).nonzero().flatten().tolist()
     named = ", ".join(str(i) for i in bad[:_NAMED]) + (", ..." if len(bad) > _NAMED else "")
     where = f". Non-finite: gradients {named} of {len(grads)}" if bad else ""
+    if not bad and (exact := grads.exact_norm(p)).isfinite():
+        where = f". It is {exact.item():.6g}, past the range of {grads.dtype}"
     raise RuntimeError(NONFINITE.format(p=p) + where)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastclip.ops.grad_norm.tensor_list import DTYPES, PythonTensorList, promoted
+from fastclip.ops.grad_norm.tensor_list import PythonTensorList, is_scalar, promoted
 
 if TYPE_CHECKING:
     from fastclip._native import TensorList
@@ -42,7 +42,7 @@ class GpuGrads:
         """Whether `clip_by_` reads this norm as torch would."""
         on_host = total_norm.device.type == "cpu"
         near = on_host or total_norm.device == self._device
-        return near and total_norm.numel() == 1 and total_norm.dtype in DTYPES
+        return near and is_scalar(total_norm)
 
     def exact_norm(self, p: float) -> Tensor:
         """The unrounded p-norm of all elements: 0-d, float64."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastclip.ops.grad_norm import sharded
 from fastclip.ops.grad_norm.reference import Backend, TorchGrads, factor_of, moved, norm_of
-from fastclip.ops.grad_norm.tensor_list import DTYPES
+from fastclip.ops.grad_norm.tensor_list import DTYPES, is_scalar, layers
 
 _DEVICE_TYPES = ("cpu", "cuda", "xpu")
 BackendOf: TypeAlias = Callable[[list[Tensor]], Backend | None]  # some plain tensors of one device
@@ -37,19 +37,18 @@ class Part:
     def share(self, tensors: Sequence[Tensor], backend_of: BackendOf) -> bool:
         """Shares out the tensors; returns whether a kernel has some. Empty shards have no backend.
 
-        A repeat on a GPU comes one backend later: scaled at the same time, a product would be lost.
+        What overlaps on a GPU has backends one after the other: scaled at the same time, a product
+        would be lost.
         """
         some = [row for row, t in enumerate(tensors) if t.numel() or not self.dtensors]
         if (backend := backend_of([tensors[row] for row in some]) if some else None) is not None:
             self.backends.append((backend, some))
             return True
         rows: dict[tuple[bool, int], list[int]] = {}
-        seen: dict[int, int] = {}
-        for row in some:
-            tensor = tensors[row]
-            address = tensor.data_ptr() if tensor.numel() and self.device.type != "cpu" else -row
-            seen[address] = seen.get(address, -1) + 1
-            rows.setdefault((backend_of([tensor]) is None, seen[address]), []).append(row)
+        on_cpu = self.device.type == "cpu"  # whose backends see to it themselves
+        numbers = [0] * len(some) if on_cpu else layers([tensors[row] for row in some])
+        for row, layer in zip(some, numbers, strict=True):
+            rows.setdefault((backend_of([tensors[row]]) is None, layer), []).append(row)
         for (by_torch, _), of in rows.items():
             mine = [tensors[row] for row in of]
             found = None if by_torch else backend_of(mine)
@@ -129,7 +128,7 @@ class GradParts:
 
     def takes(self, total_norm: Tensor) -> bool:
         """Whether `clip_by_` reads this norm as torch would."""
-        return total_norm.numel() == 1 and total_norm.dtype in DTYPES
+        return is_scalar(total_norm)
 
     def exact_norm(self, p: float) -> Tensor:
         """The unrounded p-norm of all elements: 0-d, float64, on the first tensor's device."""
@@ -246,5 +245,6 @@ def _plain(tensor: Tensor) -> bool:
         and tensor.dtype in DTYPES
         and tensor.device.type in _DEVICE_TYPES
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not tensor._is_zerotensor()  # immutable, says torch
         and torch._debug_has_internal_overlap(tensor) != 1  # torch says what is wrong with it
     )

@@ -55,7 +55,11 @@ class TorchGrads:
             for tensor in self._tensors:  # as a float32 the factor would keep a few bits
                 tensor.copy_(tensor.double() * factor)
         else:
-            torch._foreach_mul_(self._tensors, factor)
+            if plain := [t for t in self._tensors if not t.is_neg()]:
+                torch._foreach_mul_(plain, factor)
+            for tensor in self._tensors:
+                if tensor.is_neg():  # torch's foreach functions refuse it
+                    tensor.mul_(factor)
 
 
 def norm_of(norms: Tensor, p: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,6 @@ class PythonTensorList:
             tensors = [p.grad for p in tensors if p.grad is not None]
         self.tensors = list(tensors)
         self.dtypes = 0
-        seen: set[int] = set()
         for t in self.tensors:
             if type(t) not in (Tensor, nn.Parameter) or t.layout is not torch.strided:
                 raise NotImplementedError(f"a {type(t).__name__}, not a plain tensor")
@@ -35,9 +34,8 @@ class PythonTensorList:
             if not (t.is_contiguous() or t.is_contiguous(memory_format=torch.channels_last)):
                 raise NotImplementedError("a tensor with gaps or overlaps in its memory")
             self.dtypes |= 1 << DTYPES.index(t.dtype)
-            seen.add(t.data_ptr() if t.numel() else -1 - len(seen))
-        if len(seen) != len(self.tensors):
-            raise NotImplementedError("a tensor listed twice")
+        if any(layers(self.tensors)):
+            raise NotImplementedError("tensors that share memory")
         self._has_empty = any(t.numel() == 0 for t in self.tensors)
 
     def __len__(self) -> int:
@@ -68,3 +66,29 @@ def promoted(dtypes: int) -> torch.dtype:
     """The dtype that torch promotes to, of a set of DTYPES given as bits."""
     present = [dtype for i, dtype in enumerate(DTYPES) if dtypes >> i & 1]
     return functools.reduce(torch.promote_types, present)
+
+
+def is_scalar(norm: Tensor) -> bool:
+    """Whether kernels read it as torch reads a norm: 0-d and real. Torch has its say on others."""
+    return norm.ndim == 0 and norm.layout is torch.strided and norm.dtype in DTYPES
+
+
+def layers(tensors: Sequence[Tensor]) -> list[int]:
+    """A number for each strided tensor: those of one number share no memory, so that they may be
+    written at the same time. All are 0 where no two overlap."""
+    spans = [_span(t) for t in tensors]
+    numbers = [0] * len(spans)
+    ends: list[int] = []  # of each layer: where what it holds so far ends
+    for row in sorted(range(len(spans)), key=spans.__getitem__):
+        begin, end = spans[row]
+        layer = next((i for i, used in enumerate(ends) if used <= begin), len(ends))
+        ends[layer:] = [end, *ends[layer + 1 :]]
+        numbers[row] = layer
+    return numbers
+
+
+def _span(t: Tensor) -> tuple[int, int]:
+    if not t.numel():
+        return 0, 0
+    extent = 1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+    return t.data_ptr(), t.data_ptr() + extent * t.element_size()

@@ -1,7 +1,8 @@
 """The op `unit_clip`: adaptive gradient clipping, each unit by the ratio of its two norms.
 
 Implementation on the CPU: the native core. Everything else (GPUs, units with gaps in their memory,
-subclasses, gradients that share memory, traced code) goes to the reference, which waits for no GPU.
+subclasses, gradients that share memory, code that is traced or observed) goes to the reference,
+which waits for no GPU.
 """
 
 from __future__ import annotations
@@ -12,14 +13,23 @@ import torch
 from torch import Tensor
 
 from fastclip import native
+from fastclip.ops import observed
 
 
 def clip_units_(parameters: Iterable[Tensor], clipping: float, eps: float) -> None:
     """Scales each unit of each gradient by min(1, clipping * max(|w|, eps) / max(|g|, 1e-6))."""
     parameters = list(parameters)
-    if native.core is not None and not torch.compiler.is_compiling():
+    observed.call("clip_units_", _by_reference_, _by_core_, parameters, clipping, eps)
+
+
+def _by_core_(parameters: list[Tensor], clipping: float, eps: float) -> None:
+    if native.core is not None:
         written, parameters = native.core.clip_units(parameters, clipping, eps)
         torch.autograd.graph.increment_version(written)
+    _by_reference_(parameters, clipping, eps)
+
+
+def _by_reference_(parameters: list[Tensor], clipping: float, eps: float) -> None:
     for p in parameters:
         if p.grad is not None:
             clip_units_ref_(p, p.grad, clipping, eps)

@@ -1,0 +1,1 @@
+"""Gradients clamped to an interval, element by element."""
