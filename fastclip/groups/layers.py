@@ -13,7 +13,10 @@ _ENDS = ("encoder", "decoder")
 
 
 def layer_ids(
-    model: Source, entries: list[Entry], layer_id: Callable[[str], int] | None
+    model: Source,
+    entries: list[Entry],
+    layer_id: Callable[[str], int] | None,
+    example_inputs: Any = None,
 ) -> list[int]:
     """The layer of each entry; frozen parameters count, so freezing never shifts an id.
 
