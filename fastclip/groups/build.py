@@ -15,7 +15,7 @@ from fastclip.groups.arguments import (
     strings,
 )
 from fastclip.groups.decisions import Decision, decide, merge, with_layer
-from fastclip.groups.layers import layer_ids
+from fastclip.groups.layers.ids import layer_ids
 from fastclip.groups.names import Entry, Source, as_list, read_entries
 from fastclip.groups.patterns import Patterns
 from fastclip.groups.report import ParamGroups
