@@ -54,7 +54,7 @@ def _automatic(model: Source, entries: list[Entry], example_inputs: Any) -> dict
         raise ValueError("layer_decay cannot see layers in (name, parameter) pairs: pass layer_id")
     modules = [pair for path, top in tops for pair in walk(top, path)]
     names = [name for name, _, _ in read_slots(model)]
-    told = _told(modules, names)
+    told = _told(modules, names, lenient=example_inputs is not None)
     if len(told) == 1 and len(told[0].ids) == len(names):
         return _dense(told[0].ids)
     if example_inputs is not None:
@@ -71,12 +71,18 @@ def _automatic(model: Source, entries: list[Entry], example_inputs: Any) -> dict
     return _dense(place(dict(modules), names, [*towers, *found]))
 
 
-def _told(modules: list[tuple[str, nn.Module]], names: list[str]) -> list[Numbered]:
-    """The outermost modules that number their layers themselves."""
+def _told(modules: list[tuple[str, nn.Module]], names: list[str], lenient: bool) -> list[Numbered]:
+    """The outermost modules whose layers are known; `lenient` lets a traced pass say the rest."""
     found: list[Numbered] = []
     for path, module in modules:
-        if not any(within(path, n.path) for n in found) and (n := numbered(path, module, names)):
-            found.append(n)
+        if any(within(path, n.path) for n in found):
+            continue
+        try:
+            if n := numbered(path, module, names):
+                found.append(n)
+        except ValueError:
+            if not lenient:
+                raise
     return found
 
 

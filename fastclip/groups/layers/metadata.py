@@ -1,4 +1,4 @@
-"""What a model says of its own layers: timm's `group_matcher`, or a method `layer_id`."""
+"""What is known of a model's layers: a method `layer_id`, timm's `group_matcher`, a recipe."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastclip.groups.layers.place import place
+from fastclip.groups.layers.recipes import Recipe, recipe_of
 from fastclip.groups.layers.stacks import within
+from fastclip.names import walk
 
 # timm's `features_only` networks: the children of a model, with `stages_0` for `stages.0`.
 _FEATURES = "timm.models"
@@ -35,6 +38,8 @@ def numbered(path: str, module: nn.Module, names: list[str]) -> Numbered | None:
     if callable(matcher := getattr(module, "group_matcher", None)):
         inside = _inside(path, names)
         return Numbered(path, _grouped(matcher(coarse=False), inside.values(), inside))
+    if recipe := recipe_of(module):
+        return _by_recipe(path, module, names, recipe)
     if (architecture := _features_of(module)) is None:
         return None
     import timm
@@ -46,6 +51,16 @@ def numbered(path: str, module: nn.Module, names: list[str]) -> Numbered | None:
     originals = _original_names(whole)
     inside = _inside(path, names)
     return Numbered(path, _grouped(matcher(coarse=False), map(originals, inside.values()), inside))
+
+
+def _by_recipe(path: str, module: nn.Module, names: list[str], recipe: Recipe) -> Numbered | None:
+    inside = _inside(path, names)
+    below = list(inside.values())
+    towers = recipe.towers(below)
+    if not any(tower.ids for tower in towers):
+        return None
+    ids = place(dict(walk(module)), below, towers, recipe)
+    return Numbered(path, {name: ids[b] for name, b in inside.items()})
 
 
 def _inside(path: str, names: list[str]) -> dict[str, str]:
@@ -75,6 +90,8 @@ def _features_of(module: nn.Module) -> str | None:
     """The architecture of a timm network that was made with `features_only=True`."""
     if not type(module).__module__.startswith(_FEATURES) or not hasattr(module, "feature_info"):
         return None
+    if any(hasattr(child, "group_matcher") for child in module.children()):
+        return None  # the whole model is inside, and is asked itself
     config = getattr(module, "pretrained_cfg", None)
     name = config.get("architecture") if isinstance(config, Mapping) else None
     return name or getattr(config, "architecture", None)

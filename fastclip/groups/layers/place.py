@@ -52,6 +52,7 @@ def place(
             "pass example_inputs, or layer_id, a function from a parameter's name to its layer"
         )
     stages = _stages(towers, recipe)
+    towers = [tower for stage in stages for tower in stage]
     ids: dict[str, int] = {}
     ends: dict[str, int] = {}
     offset = 0
@@ -83,10 +84,9 @@ def place(
 def _stages(towers: list[Tower], recipe: Recipe | None) -> list[list[Tower]]:
     """The towers in order; those of one stage stand side by side."""
     if recipe is not None:
-        sizes = [len(stage) for stage in recipe.stages]
-        starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        staged = [towers[i : i + n] for i, n in zip(starts, sizes, strict=True)]
-        return [present for s in staged if (present := [t for t in s if t.ids])]
+        left = iter(towers)
+        staged = [[t for _ in stage if (t := next(left)).ids] for stage in recipe.stages]
+        return [stage for stage in staged if stage]
     if len(towers) == 1:
         return [towers]
     if is_pair(towers):
