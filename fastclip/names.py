@@ -37,6 +37,8 @@ def strip_wrappers(name: str) -> str:
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The module inside torch.compile, (Distributed)DataParallel, FSDP, EMA and other wrappers."""
+    if not module._modules:
+        return module
     for name in _RESERVED:
         if name in module._modules and isinstance(inner := module._modules[name], nn.Module):
             return unwrap(inner)
@@ -46,6 +48,8 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def _holds_module(module: nn.Module) -> bool:
+    if "module" not in module._modules:
+        return False
     if isinstance(module, _HOLD_MODULE):
         return True
     package = type(module).__module__.partition(".")[0]

@@ -37,6 +37,8 @@ class Chosen:
 
     def options_of(self, names: list[str]) -> dict[str, Any]:
         """The options of one parameter; for each key the longest pattern wins."""
+        if not self.options.values:
+            return {}
         found: dict[str, tuple[str, Any]] = {}
         for pattern in self.options.all(names):
             for key, value in self.options.values[pattern].items():

@@ -1,6 +1,8 @@
 """Optimizer parameter groups: which parameter decays, which is frozen, at which learning rate."""
 
-from collections.abc import Callable, Iterable, Mapping
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from fastclip.groups.arguments import (
     read_rules,
     strings,
 )
-from fastclip.groups.decisions import Decision, decide, merge, with_layer
+from fastclip.groups.decisions import Decision, decide, merge
 from fastclip.groups.layers.ids import layer_ids
 from fastclip.groups.names import Entry, Source, as_list, read_entries
 from fastclip.groups.patterns import Patterns
@@ -92,37 +94,58 @@ def param_groups(
     Source: BERT's optimizer (Devlin et al., 2019) for `no_decay`; BEiT (Bao et al., 2021) and
     timm for `layer_decay`; mmengine's `paramwise_cfg` for the factors by pattern.
     """
-    if not isinstance(model, nn.Module):
-        model = as_list("model", model)  # type: ignore[assignment]
-    entries = read_entries(model)
-    chosen = Chosen(
-        weight_decay=read_decay(weight_decay, entries, missing_ok),
-        no_decay=_flags("no_decay", no_decay, entries, missing_ok),
-        frozen=_flags("frozen", frozen, entries, missing_ok),
-        lr_scale=numbers("lr_scale", {} if lr_scale is None else lr_scale, entries, missing_ok),
-        options=read_options(options, entries, missing_ok),
-        rules=read_rules(rules),
-        listed=read_listed(model),
-    )
-    check_rates(lr, layer_decay, min_scale, layer_id, example_inputs)
-    decisions = [decide(entry, chosen) for entry in entries]
-    if split is not None:
-        decisions = mark_muon(model, entries, decisions, split)
-    if layer_decay is not None:
-        layers = layer_ids(model, entries, layer_id, example_inputs)
-        decisions = _scaled(decisions, layers, layer_decay, min_scale)
+    with _no_collections():
+        if not isinstance(model, nn.Module):
+            model = as_list("model", model)  # type: ignore[assignment]
+        entries = read_entries(model)
+        chosen = Chosen(
+            weight_decay=read_decay(weight_decay, entries, missing_ok),
+            no_decay=_flags("no_decay", no_decay, entries, missing_ok),
+            frozen=_flags("frozen", frozen, entries, missing_ok),
+            lr_scale=numbers("lr_scale", {} if lr_scale is None else lr_scale, entries, missing_ok),
+            options=read_options(options, entries, missing_ok),
+            rules=read_rules(rules),
+            listed=read_listed(model),
+        )
+        check_rates(lr, layer_decay, min_scale, layer_id, example_inputs)
+        if layer_decay is None:
+            decisions = [decide(entry, chosen) for entry in entries]
+        else:
+            layers = layer_ids(model, entries, layer_id, example_inputs)
+            scales = _scales(layers, layer_decay, min_scale)
+            pairs = zip(entries, layers, strict=True)
+            decisions = [decide(entry, chosen, n, scales[n]) for entry, n in pairs]
+        if split is not None:
+            decisions = mark_muon(model, entries, decisions, split)
+        _freeze(model, decisions)
+        if "model" in chosen.rules:
+            warn_of_lost_marks(model, entries)
+        scaled = lr_scale is not None or layer_decay is not None
+        taken = [taken for patterns in chosen.patterns() for taken in patterns.taken]
+        made = merge(decisions, lr, scaled, names)
+        return ParamGroups(made, decisions, model, lr=lr, scaled=scaled, taken=taken)
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Without the garbage collector, which would walk a large model's objects time and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _freeze(model: Source, decisions: list[Decision]) -> None:
+    """Freezes what was decided, the last step that can fail."""
     if all(decision.frozen for decision in decisions):
         raise ValueError("nothing is left to train: every parameter is frozen")
-    newly_frozen = [d.param for d in decisions if d.frozen and d.param.requires_grad]
-    check_ddp(model, newly_frozen, "freeze")
-    if "model" in chosen.rules:
-        warn_of_lost_marks(model, entries)
-    for param in newly_frozen:
+    thawed = [d.param for d in decisions if d.frozen and d.param.requires_grad]
+    check_ddp(model, thawed, "freeze")
+    for param in thawed:
         param.requires_grad_(False)
-    scaled = lr_scale is not None or layer_decay is not None
-    taken = [taken for patterns in chosen.patterns() for taken in patterns.taken]
-    made = merge(decisions, lr, scaled, names)
-    return ParamGroups(made, decisions, model, lr=lr, scaled=scaled, taken=taken)
 
 
 def _flags(
@@ -131,9 +154,7 @@ def _flags(
     return Patterns(argument, dict.fromkeys(strings(argument, values), True), entries, missing_ok)
 
 
-def _scaled(
-    decisions: list[Decision], layers: list[int], layer_decay: float, min_scale: float
-) -> list[Decision]:
+def _scales(layers: list[int], layer_decay: float, min_scale: float) -> dict[int, float]:
+    """Layer -> factor on the learning rate; 1 at the top."""
     top = max(layers)
-    scales = {layer: max(min_scale, layer_decay ** (top - layer)) for layer in set(layers)}
-    return [with_layer(d, n, scales[n]) for d, n in zip(decisions, layers, strict=True)]
+    return {layer: max(min_scale, layer_decay ** (top - layer)) for layer in set(layers)}

@@ -51,9 +51,9 @@ class Decision:
         return self.lr_factor, decay, hasattr(self.param, "device_mesh"), options
 
 
-def decide(entry: Entry, chosen: Chosen) -> Decision:
+def decide(entry: Entry, chosen: Chosen, layer: int | None = None, scale: float = 1.0) -> Decision:
     """The one pass over the rules: no decay, then how much decay; frozen over both."""
-    names, factor = entry.names, 1.0
+    names, factor = entry.names, scale
     decay: float | None = 0.0
     if spared := no_decay_rule(entry, chosen.rules, chosen.listed):
         rule = spared
@@ -65,23 +65,16 @@ def decide(entry: Entry, chosen: Chosen) -> Decision:
     else:
         raise ValueError(f"weight_decay: no pattern matches {names[0]!r}; add '*' for the rest")
     if pattern := chosen.lr_scale.best(names):
-        factor = chosen.lr_scale.values[pattern]
+        factor = chosen.lr_scale.values[pattern] * scale
     options = chosen.options_of(names)
     made = Decision(
-        entry.param, names[0], tuple(names[1:]), False, decay, rule, factor, None, options
+        entry.param, names[0], tuple(names[1:]), False, decay, rule, factor, layer, options
     )
     frozen = chosen.frozen.best(names)
     if frozen is None and entry.param.requires_grad:
         return made
     rule = "requires_grad is False" if frozen is None else f"frozen {frozen!r}"
     return replace(made, frozen=True, weight_decay=0.0, rule=rule, as_trained=made)
-
-
-def with_layer(decision: Decision, layer: int, scale: float) -> Decision:
-    """The decision with the factor of its layer."""
-    thawed = decision.as_trained and with_layer(decision.as_trained, layer, scale)
-    factor = decision.lr_factor * scale
-    return replace(decision, layer=layer, lr_factor=factor, as_trained=thawed)
 
 
 def merge(

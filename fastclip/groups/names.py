@@ -117,8 +117,8 @@ def _flattened(name: str) -> str:
 def _check_modules(path: str, top: nn.Module) -> None:
     """Refuses a sharded FSDP1 module, whose parameters are pieces, and a scripted one."""
     for name, module in top.named_modules():
-        where = strip_wrappers(join(path, name)) or type(top).__name__
         if isinstance(module, torch.jit.ScriptModule):
+            where = _place(path, name, top)
             raise TypeError(
                 f"model: {where!r} is scripted or traced by torch.jit, which hides the types of "
                 "its layers and what it lists as free of decay. Make the groups before "
@@ -127,7 +127,11 @@ def _check_modules(path: str, top: nn.Module) -> None:
         if "_fsdp_wrapped_module" in module._modules:
             handle = getattr(module, "_handle", None)
             if getattr(handle, "uses_sharded_strategy", False):
-                raise ValueError(_flattened(where))
+                raise ValueError(_flattened(_place(path, name, top)))
+
+
+def _place(path: str, name: str, top: nn.Module) -> str:
+    return strip_wrappers(join(path, name)) or type(top).__name__
 
 
 def _check_parameter(name: str, param: object) -> None:

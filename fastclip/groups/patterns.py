@@ -63,8 +63,10 @@ class Patterns(Generic[T]):
 
     def all(self, names: Iterable[str]) -> list[str]:
         """The patterns that match one of `names`, the longest last."""
+        if not self._hits:
+            return []
         found = dict.fromkeys(p for name in names for p in self._hits.get(name, ()))
-        return sorted(found, key=len)
+        return sorted(found, key=len) if len(found) > 1 else list(found)
 
     def best(self, names: Iterable[str]) -> str | None:
         """The longest pattern that matches one of `names`.
@@ -74,10 +76,12 @@ class Patterns(Generic[T]):
         """
         names = list(names)
         hits = self.all(names)
+        if len(hits) < 2:
+            return hits[0] if hits else None
         longest = [p for p in hits if len(p) == len(hits[-1])]
         if len({self.values[p] for p in longest}) > 1:
             raise ValueError(disagree(self.argument, names[0], longest[0], longest[1]))
-        return longest[0] if longest else None
+        return longest[0]
 
 
 def disagree(argument: str, name: str, one: str, other: str) -> str:

@@ -52,15 +52,13 @@ def is_norm(module: nn.Module | None) -> bool:
     """
     if module is None or isinstance(module, _NORM_TYPES):
         return module is not None
+    if module._modules or isinstance(module, _MATRIX_TYPES):
+        return False
     shapes = [shape_of(p) for p in module._parameters.values() if p is not None]
-    if module._modules or any(math.prod(shape) != max(shape, default=1) for shape in shapes):
+    if any(math.prod(shape) != max(shape, default=1) for shape in shapes):
         return False
     kind = type(module).__name__
-    if (
-        isinstance(module, _MATRIX_TYPES)
-        or _MATRIX_NAME.search(kind)
-        or any(hasattr(module, a) for a in _MATRIX_ATTRIBUTES)
-    ):
+    if _MATRIX_NAME.search(kind) or any(hasattr(module, a) for a in _MATRIX_ATTRIBUTES):
         return False
     if _NORM_NAME.search(kind):
         return True

@@ -19,7 +19,7 @@ def check_ddp(model: Source, params: Iterable[Tensor], verb: str) -> None:
         ValueError: one of them is inside DistributedDataParallel.
     """
     changed = {id(p) for p in params}
-    for _, top in read_modules(model) or []:
+    for _, top in (read_modules(model) or []) if changed else []:
         for module in top.modules():
             if not isinstance(module, DistributedDataParallel):
                 continue

@@ -9,7 +9,7 @@ from fastclip.groups.layers.metadata import Numbered, numbered
 from fastclip.groups.layers.place import is_pair, on_top, place
 from fastclip.groups.layers.stacks import Tower, find_towers, within
 from fastclip.groups.layers.trace import traced
-from fastclip.groups.names import Entry, Source, read_modules, read_slots
+from fastclip.groups.names import Entry, Source, read_modules
 from fastclip.names import walk
 
 
@@ -53,7 +53,7 @@ def _automatic(model: Source, entries: list[Entry], example_inputs: Any) -> dict
     if tops is None:
         raise ValueError("layer_decay cannot see layers in (name, parameter) pairs: pass layer_id")
     modules = [pair for path, top in tops for pair in walk(top, path)]
-    names = [name for name, _, _ in read_slots(model)]
+    names = [name for entry in entries for name in entry.names]
     told = _told(modules, names, lenient=example_inputs is not None)
     if len(told) == 1 and len(told[0].ids) == len(names):
         return _dense(told[0].ids)
