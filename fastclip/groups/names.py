@@ -1,20 +1,17 @@
 """The names of parameters, without what wrappers add to them, and the modules that hold them."""
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim.swa_utils import AveragedModel
+
+from fastclip.names import join, named_parameters, strip_wrappers, unwrap, walk
 
 T = TypeVar("T")
 Source = nn.Module | Iterable[nn.Module] | Iterable[tuple[str, Tensor]]
-
-_RESERVED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_RESERVED_PATH = re.compile(rf"(?:(?<=^)|(?<=\.)|(?<=\^))(?:{'|'.join(_RESERVED)})\\?\.")
-_MODULE_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
 @dataclass
@@ -25,31 +22,15 @@ class Entry:
     names: list[str] = field(default_factory=list)
     owners: list[nn.Module | None] = field(default_factory=list)
 
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside torch.compile, (Distributed)DataParallel, FSDP and checkpoint wrappers."""
-    for name in _RESERVED:
-        if isinstance(inner := module._modules.get(name), nn.Module):
-            return unwrap(inner)
-    return unwrap(module.module) if isinstance(module, _MODULE_WRAPPERS) else module
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole parameter, also where this rank holds a part or nothing of it."""
+        return shape_of(self.param)
 
 
-def strip_wrappers(name: str) -> str:
-    """`name` without the path components that wrappers add; `module.` is not one of them."""
-    return _RESERVED_PATH.sub("", name)
-
-
-def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """(path, module), parents first; wrappers leave no trace and shared modules come each time."""
-    module = unwrap(module)
-    yield path, module
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from walk(child, join(path, name))
-
-
-def join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+def shape_of(param: Tensor) -> tuple[int, ...]:
+    """A parameter's shape; DeepSpeed's ZeRO-3 empties the tensor and keeps it in `ds_shape`."""
+    return tuple(getattr(param, "ds_shape", param.shape))
 
 
 def as_list(argument: str, values: Iterable[T]) -> list[T]:
@@ -68,15 +49,17 @@ def read_modules(model: Source) -> list[tuple[str, nn.Module]] | None:
         return [("", model)]
     if not isinstance(model, list) or not all(isinstance(m, nn.Module) for m in model):
         return None
-    seen: dict[int, str] = {}
+    tops: dict[int, int] = {}
     for i, top in enumerate(model):
-        if id(unwrap(top)) in seen:
-            raise ValueError(f"model[{i}] is given twice: it is {seen[id(unwrap(top))]} already")
-        inside = {id(m): f"part of model[{i}] ({p})" if p else f"model[{i}]" for p, m in walk(top)}
-        for j, earlier in enumerate(model[:i]):
-            if where := inside.get(id(unwrap(earlier))):
-                raise ValueError(f"model[{j}] is given twice: it is {where} too")
-        seen = inside | seen
+        if (first := tops.setdefault(id(unwrap(top)), i)) != i:
+            raise ValueError(f"model[{i}] is given twice: it is model[{first}] already")
+    for i, top in enumerate(model):
+        for path, module in walk(top):
+            if (j := tops.get(id(module), i)) != i:
+                also = "already" if j > i else "too"
+                raise ValueError(
+                    f"model[{j}] is given twice: it is part of model[{i}] ({path}) {also}"
+                )
     return [(str(i), top) for i, top in enumerate(model)]
 
 
@@ -101,11 +84,8 @@ def read_slots(model: Source) -> Iterator[tuple[str, nn.Module | None, Tensor]]:
         yield from _read_pairs(model)  # type: ignore[arg-type]
         return
     for top_path, top in tops:
-        _check_wrappers(top_path, top)
-        for path, module in walk(top, top_path):
-            for name, param in module._parameters.items():
-                if param is not None:
-                    yield join(path, name), module, param
+        _check_modules(top_path, top)
+        yield from named_parameters(top, top_path)
 
 
 def _read_pairs(pairs: list[object]) -> Iterator[tuple[str, None, Tensor]]:
@@ -134,13 +114,24 @@ def _flattened(name: str) -> str:
     )
 
 
-def _check_wrappers(path: str, top: nn.Module) -> None:
-    """Refuses a sharded FSDP1 module: its parameters are one-dimensional pieces."""
+def _check_modules(path: str, top: nn.Module) -> None:
+    """Refuses a sharded FSDP1 module, whose parameters are pieces, and a scripted one."""
     for name, module in top.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            where = _place(path, name, top)
+            raise TypeError(
+                f"model: {where!r} is scripted or traced by torch.jit, which hides the types of "
+                "its layers and what it lists as free of decay. Make the groups before "
+                "torch.jit.script: the parameters stay the same objects"
+            )
         if "_fsdp_wrapped_module" in module._modules:
             handle = getattr(module, "_handle", None)
             if getattr(handle, "uses_sharded_strategy", False):
-                raise ValueError(_flattened(strip_wrappers(join(path, name)) or type(top).__name__))
+                raise ValueError(_flattened(_place(path, name, top)))
+
+
+def _place(path: str, name: str, top: nn.Module) -> str:
+    return strip_wrappers(join(path, name)) or type(top).__name__
 
 
 def _check_parameter(name: str, param: object) -> None:
@@ -152,3 +143,8 @@ def _check_parameter(name: str, param: object) -> None:
         raise ValueError(f"model: {name!r} is computed from other tensors and cannot be trained")
     if getattr(param, "_is_flat_param", False):
         raise ValueError(_flattened(name))
+    if hasattr(param, "ds_id") and not hasattr(param, "ds_shape"):
+        raise ValueError(
+            f"model: DeepSpeed has partitioned {name!r} and left no ds_shape, so that its shape is "
+            "unknown: make the groups before deepspeed.initialize"
+        )

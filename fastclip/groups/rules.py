@@ -1,20 +1,19 @@
-"""The patterns that a user writes, and the rules that spare a parameter from weight decay."""
+"""The rules that spare a parameter from weight decay."""
 
-import difflib
 import fnmatch
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from fastclip.groups.names import Entry, Source, join, read_modules, strip_wrappers, walk
-
-T = TypeVar("T")
+from fastclip.groups.names import Entry, Source, read_modules, shape_of
+from fastclip.names import join, strip_wrappers, walk
 
 RULES = ("norm", "bias", "ndim", "model")
 
-_MODULE_PATH = re.compile(r"^(\^?)module\\?\.")
 _NORM_NAME = re.compile(r"norm|^GRN$", re.IGNORECASE)
 _NORM_TYPES = (
     nn.modules.batchnorm._NormBase,  # every BatchNorm, SyncBatchNorm and InstanceNorm
@@ -22,130 +21,105 @@ _NORM_TYPES = (
     nn.GroupNorm,
     nn.RMSNorm,
 )
+# What a matrix says of itself: `NormalizedLinear`, `CosineHead` and `WSConv2d` are no norms.
+_MATRIX_TYPES = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag)
+_MATRIX_NAME = re.compile(
+    r"linear|conv|dense|embed|head|proj|classifi|attention|mlp|lora|fullyconnected|^fc",
+    re.IGNORECASE,
+)
+_MATRIX_ATTRIBUTES = ("in_features", "out_features", "in_channels", "kernel_size", "num_embeddings")
+_EPSILONS = ("eps", "epsilon", "variance_epsilon")
 
-
-class Patterns(Generic[T]):
-    """The patterns of one argument, each with a value; the longest that matches a name wins.
-
-    `re:` starts a regular expression (searched); a pattern with any of `*?[` is a glob on the
-    whole name; anything else is a substring, as in `any(nd in name for nd in no_decay)`.
-
-    Raises:
-        TypeError: a pattern is not a string.
-        ValueError: a pattern matches no name, or is not a regular expression.
-    """
-
-    def __init__(self, argument: str, values: Mapping[str, T], entries: list[Entry]) -> None:
-        self.argument = argument
-        self.values = dict(values)
-        names = [name for entry in entries for name in entry.names]
-        self.matchers = {}
-        for i, pattern in enumerate(self.values):
-            if not isinstance(pattern, str):
-                raise TypeError(_not_a_string(argument, i, pattern, entries))
-            self.matchers[pattern] = _matcher(argument, pattern, names)
-
-    def best(self, names: Iterable[str]) -> str | None:
-        """The longest pattern that matches one of `names`.
-
-        Raises:
-            ValueError: two patterns of that length match and say different things.
-        """
-        names = list(names)
-        hits = [p for p, match in self.matchers.items() if any(map(match, names))]
-        longest = [p for p in hits if len(p) == max(map(len, hits))]
-        if len({self.values[p] for p in longest}) > 1:
-            raise ValueError(
-                f"{self.argument}: {names[0]!r} matches {longest[0]!r} and {longest[1]!r}, of the "
-                "same length but with different values; make one of them longer"
-            )
-        return longest[0] if longest else None
-
-
-def _not_a_string(argument: str, i: int, pattern: object, entries: list[Entry]) -> str:
-    wrong = f"{argument}[{i}] must be a pattern (a string), got {type(pattern).__name__}"
-    if not isinstance(pattern, Tensor):
-        return wrong
-    name = next((e.names[0] for e in entries if e.param is pattern), None)
-    return f"{wrong}: {f'write {name!r}' if name else 'it is not a parameter of this model'}"
-
-
-def _matcher(argument: str, pattern: str, names: list[str]) -> Callable[[str], Any]:
-    """A predicate on names, which at least one of `names` satisfies."""
-    kind, text = ("re:", pattern[3:]) if pattern.startswith("re:") else ("", pattern)
-    text = strip_wrappers(text)
-    for candidate in dict.fromkeys((text, _MODULE_PATH.sub(r"\1", text))):
-        match = _compile(argument, kind, candidate)
-        if candidate and any(map(match, names)):
-            return match
-    raise ValueError(f"{argument}: {pattern!r} matches no parameter; {_nearest(text, names)}")
-
-
-def _compile(argument: str, kind: str, text: str) -> Callable[[str], Any]:
-    if kind:
-        try:
-            return re.compile(text).search
-        except re.error as error:
-            raise ValueError(f"{argument}: {text!r} is not a regular expression: {error}") from None
-    if any(c in text for c in "*?["):
-        return re.compile(fnmatch.translate(text)).match
-    return lambda name: text in name
-
-
-def _nearest(text: str, names: list[str]) -> str:
-    """The names, or the ends and beginnings of names, that look most like `text`."""
-    parts: dict[str, None] = {}
-    for name in names:
-        words = name.split(".")
-        for i in range(len(words)):
-            parts[".".join(words[i:])] = None
-            parts[".".join(words[: i + 1])] = None
-    near = difflib.get_close_matches(re.sub(r"[*?^$\\\[\]()]", "", text), parts, n=3, cutoff=0.5)
-    return "nearest: " + ", ".join(map(repr, near or names[:3]))
+_BIAS = re.compile(r"(^|_)bias(es)?$|^bias_")
+# T5, MPNet, LayoutLMv3, Swin, LeViT, CLAP, Conformer, WavLM; and the networks of Swin V2 that
+# compute such a bias.
+_POSITION_BIAS = re.compile(
+    r"(^|\.)("
+    r"\w*(rel|relative|pos|position|attention|attn)\w*_bias(es)?\.weight"
+    r"|\w*(rel|relative|pos|position|attention|attn)\w*_bias(es)?(_table)?"
+    r"|\w*pos_bias_[uv]|rel_attn_embed\.weight"
+    r"|(cpb_mlp|continuous_position_bias_mlp)\..*"
+    r")$"
+)
 
 
 def is_norm(module: nn.Module | None) -> bool:
     """Whether `module` is a normalisation layer: torch's by type, look-alikes by duck type.
 
     A look-alike says so by its class name (`LlamaRMSNorm`, `LayerNorm2d`, `GRN`) or by an epsilon,
-    holds no other module, and its parameters vary along one dimension at most: a `NormedLinear`
-    is none.
+    holds no other module, and its parameters vary along one dimension at most. What is a linear
+    layer, a convolution or an embedding by type, by name or by its attributes is none.
     """
     if module is None or isinstance(module, _NORM_TYPES):
         return module is not None
-    own = [p for p in module._parameters.values() if p is not None]
-    if module._modules or any(p.numel() != max(p.shape, default=1) for p in own):
+    if module._modules or isinstance(module, _MATRIX_TYPES):
         return False
-    epsilons = ("eps", "epsilon", "variance_epsilon")
-    return bool(_NORM_NAME.search(type(module).__name__)) or any(
-        hasattr(module, e) for e in epsilons
-    )
+    shapes = [shape_of(p) for p in module._parameters.values() if p is not None]
+    if any(math.prod(shape) != max(shape, default=1) for shape in shapes):
+        return False
+    kind = type(module).__name__
+    if _MATRIX_NAME.search(kind) or any(hasattr(module, a) for a in _MATRIX_ATTRIBUTES):
+        return False
+    if _NORM_NAME.search(kind):
+        return True
+    # An epsilon alone says little of a 1 x n matrix: cosine classifiers have one too.
+    return any(hasattr(module, e) for e in _EPSILONS) and all(len(s) != 2 for s in shapes)
 
 
-def no_decay_names(model: Source) -> set[str]:
-    """What `no_weight_decay()` of the model and of every sub-module lists, as full names."""
-    listed = set()
+@dataclass
+class Listed:
+    """What models list as free of weight decay, as full names."""
+
+    names: set[str] = field(default_factory=set)
+    globs: list[Any] = field(default_factory=list)
+    keywords: dict[str, set[str]] = field(default_factory=dict)  # path -> parts of names below it
+
+    def rule(self, name: str) -> str | None:
+        """Which of the lists holds `name`."""
+        if name in self.names or any(match(name) for match in self.globs):
+            return "no_weight_decay()"
+        for path, keywords in self.keywords.items():
+            if not path or name.startswith(f"{path}."):
+                below = name[len(path) :]
+                if any(keyword in below for keyword in keywords):
+                    return "no_weight_decay_keywords()"
+        return None
+
+
+def read_listed(model: Source) -> Listed:
+    """What `no_weight_decay()` and `no_weight_decay_keywords()` of every module list."""
+    listed = Listed()
     for top_path, top in read_modules(model) or []:
         for path, module in walk(top, top_path):
-            method = getattr(module, "no_weight_decay", None)
-            if callable(method):
-                listed |= {join(path, strip_wrappers(name)) for name in method()}
+            for name in _ask(module, "no_weight_decay"):
+                full = join(path, strip_wrappers(name))
+                if any(c in full for c in "*?["):
+                    listed.globs.append(re.compile(fnmatch.translate(full)).match)
+                listed.names.add(full)
+            if keywords := _ask(module, "no_weight_decay_keywords"):
+                listed.keywords[path] = keywords
     return listed
 
 
-def no_decay_rule(entry: Entry, rules: Iterable[str], listed: set[str]) -> str | None:
+def _ask(module: nn.Module, method: str) -> set[str]:
+    asked = getattr(module, method, None)
+    return set(asked() or ()) if callable(asked) else set()
+
+
+def no_decay_rule(entry: Entry, rules: Iterable[str], listed: Listed) -> str | None:
     """The first of `rules` that spares a parameter, under any of its names, from decay."""
     for rule in rules:
         for name, owner in zip(entry.names, entry.owners, strict=True):
-            leaf = name.rpartition(".")[2]
             if rule == "norm" and is_norm(owner):
                 return f"norm layer ({type(owner).__name__})"
-            if rule == "bias" and (leaf.startswith("bias_") or re.search(r"(^|_)bias$", leaf)):
+            if rule == "bias" and _BIAS.search(name.rpartition(".")[2]):
                 return "bias"
-            if rule == "ndim" and entry.param.ndim <= 1:
-                return f"ndim {entry.param.ndim}"
+            if rule == "bias" and _POSITION_BIAS.search(name):
+                return "relative position bias"
+            if rule == "ndim" and len(entry.shape) <= 1:
+                return f"ndim {len(entry.shape)}"
             if rule == "model" and getattr(entry.param, "_no_weight_decay", False):
                 return "_no_weight_decay"
-            if rule == "model" and any(fnmatch.fnmatchcase(name, n) for n in listed):
-                return "no_weight_decay()"
+            if rule == "model" and (found := listed.rule(name)):
+                return found
     return None

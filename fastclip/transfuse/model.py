@@ -176,6 +176,21 @@ class TransFuse(nn.Module):
             if name not in ("resnet", "transformer"):
                 module.apply(_init_decoder)
 
+    def layer_id(self, name: str) -> int:
+        """The layer of a parameter, for layer-wise learning rates: read by `param_groups`.
+
+        Both backbones see the image, so each is counted from its own input: conv1, then stage by
+        stage; patches, then block by block. The decoder lies on top of both.
+        """
+        parts = name.split(".")
+        if parts[0] == "resnet":
+            stage = parts[1].removeprefix("layer")
+            return int(stage) if stage.isdigit() else 0
+        if parts[0] == "transformer":
+            block = int(parts[2]) + 1 if parts[1] == "blocks" else 0
+            return self.arch.blocks if parts[1] == "norm" else block
+        return max(self.arch.blocks, 3) + 1
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Segment a batch.
 

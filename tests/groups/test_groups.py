@@ -29,7 +29,7 @@ class Net(nn.Module):
 def decisions(groups: ParamGroups) -> dict[str, tuple[float, float]]:
     """name -> (lr, weight_decay), as the groups say."""
     return {
-        name: (group.get("lr", math.nan), group["weight_decay"])
+        name: (group.get("lr", math.nan), group.get("weight_decay"))
         for group in groups
         for name in group["param_names"]
     }
@@ -213,7 +213,7 @@ def test_few_groups_in_a_fixed_order():
     keys = [(group["lr"], group["weight_decay"]) for group in groups]
     assert keys == [(0.1, 0.5), (0.1, 0.0), (1.0, 0.5), (1.0, 0.0), (pytest.approx(0.01), 0.5)]
     assert all(len(group["params"]) == len(group["param_names"]) for group in groups)
-    assert len(param_groups(Net())) == 1  # without weight decay nothing tells them apart
+    assert len(param_groups(Net(), weight_decay=0.0)) == 1  # nothing tells them apart
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "NAdam"])
@@ -250,7 +250,24 @@ def test_a_step_with_few_groups_equals_one_group_per_parameter():
     assert all(map(torch.equal, few.parameters(), each.parameters()))
 
 
-def test_a_tensor_learning_rate_is_not_shared_between_groups():
-    groups = param_groups(Net(), lr=torch.tensor(0.5), weight_decay=0.1, lr_scale={"head": 2.0})
+def test_a_tensor_learning_rate_is_shared_by_the_groups_of_factor_1():
+    lr = torch.tensor(0.5)
+    groups = param_groups(Net(), lr=lr, weight_decay=0.1, lr_scale={"head": 2.0})
     assert [float(group["lr"]) for group in groups] == [0.5, 0.5, 1.0, 1.0]
-    assert len({id(group["lr"]) for group in groups}) == len(groups)
+    lr.fill_(0.25)
+    assert [float(group["lr"]) for group in groups] == [0.25, 0.25, 1.0, 1.0]
+    assert groups[0]["lr"] is lr
+    assert groups[2]["lr"] is not groups[3]["lr"]
+
+
+def test_a_decay_that_is_not_given_is_the_optimizers():
+    groups = param_groups(Net(), lr=1e-3)
+    assert ["weight_decay" in group for group in groups] == [False, True]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.05)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
+    assert "optimizer's" in groups.explain("head.weight")
+    mixed = torch.optim.AdamW(param_groups(Net(), weight_decay={"*": None, "head": 0.2}))
+    table = decisions(mixed.param_groups)
+    assert table["head.weight"][1] == 0.2
+    assert table["embed.weight"][1] == 0.01
+    assert table["head.bias"][1] == 0.0

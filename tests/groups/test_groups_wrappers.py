@@ -103,7 +103,34 @@ def test_an_attribute_named_module_is_no_wrapper():
 
 
 def test_ddp(gloo):
-    assert described(DistributedDataParallel(Net())) == described(Net())
+    kwargs = {**KWARGS, "frozen": ()}
+    wrapped = param_groups(DistributedDataParallel(Net()), **kwargs)
+    assert wrapped.to_dict() == param_groups(Net(), **kwargs).to_dict()
+
+
+def test_freezing_before_ddp_trains_and_after_it_is_refused(gloo):
+    model = Net()
+    with pytest.raises(ValueError, match=r"cannot freeze 'head\.weight'.*wrap it in Distributed"):
+        param_groups(nn.ModuleList([DistributedDataParallel(model)]), frozen="head")
+    assert model.head.weight.requires_grad
+    groups = param_groups(model, lr=0.1, frozen=["embed"])
+    ddp = DistributedDataParallel(nn.Sequential(model.embed, model.head))
+    optimizer = torch.optim.SGD(groups)
+    for _ in range(3):
+        optimizer.zero_grad()
+        ddp(torch.tensor([1, 2])).sum().backward()
+        optimizer.step()
+    param_groups(ddp, frozen=["0.weight"])  # frozen already: nothing that DDP waits for changes
+
+
+def test_freezing_under_ddp_that_looks_for_unused_parameters_trains(gloo):
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    ddp = DistributedDataParallel(net, find_unused_parameters=True)
+    optimizer = torch.optim.SGD(param_groups(ddp, lr=0.1, frozen=["0.weight", "0.bias"]))
+    for _ in range(3):
+        optimizer.zero_grad()
+        ddp(torch.randn(2, 4)).sum().backward()
+        optimizer.step()
 
 
 def test_fsdp2_with_an_optimizer_step(gloo):
@@ -111,7 +138,8 @@ def test_fsdp2_with_an_optimizer_step(gloo):
     for block in model.blocks:
         fully_shard(block, mesh=gloo)
     fully_shard(model, mesh=gloo)
-    groups = param_groups(model, **KWARGS)
+    with pytest.warns(UserWarning, match="_no_weight_decay"):
+        groups = param_groups(model, **KWARGS)
     assert groups.to_dict() == described(Net())
     for p in model.parameters():
         p.grad = torch.ones_like(p) if p.requires_grad else None
