@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from fastclip.groups.names import Entry, Source, join, read_modules, read_slots, unwrap, walk
+from fastclip.groups.names import Entry, Source, read_modules, read_slots
+from fastclip.names import join, unwrap, walk
 
 _ENDS = ("encoder", "decoder")
 

@@ -1,20 +1,16 @@
 """The names of parameters, without what wrappers add to them, and the modules that hold them."""
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim.swa_utils import AveragedModel
+
+from fastclip.names import join, named_parameters, strip_wrappers, unwrap, walk
 
 T = TypeVar("T")
 Source = nn.Module | Iterable[nn.Module] | Iterable[tuple[str, Tensor]]
-
-_RESERVED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_RESERVED_PATH = re.compile(rf"(?:(?<=^)|(?<=\.)|(?<=\^))(?:{'|'.join(_RESERVED)})\\?\.")
-_MODULE_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
 @dataclass
@@ -24,32 +20,6 @@ class Entry:
     param: Tensor
     names: list[str] = field(default_factory=list)
     owners: list[nn.Module | None] = field(default_factory=list)
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside torch.compile, (Distributed)DataParallel, FSDP and checkpoint wrappers."""
-    for name in _RESERVED:
-        if isinstance(inner := module._modules.get(name), nn.Module):
-            return unwrap(inner)
-    return unwrap(module.module) if isinstance(module, _MODULE_WRAPPERS) else module
-
-
-def strip_wrappers(name: str) -> str:
-    """`name` without the path components that wrappers add; `module.` is not one of them."""
-    return _RESERVED_PATH.sub("", name)
-
-
-def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """(path, module), parents first; wrappers leave no trace and shared modules come each time."""
-    module = unwrap(module)
-    yield path, module
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from walk(child, join(path, name))
-
-
-def join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
 
 
 def as_list(argument: str, values: Iterable[T]) -> list[T]:
@@ -102,10 +72,7 @@ def read_slots(model: Source) -> Iterator[tuple[str, nn.Module | None, Tensor]]:
         return
     for top_path, top in tops:
         _check_wrappers(top_path, top)
-        for path, module in walk(top, top_path):
-            for name, param in module._parameters.items():
-                if param is not None:
-                    yield join(path, name), module, param
+        yield from named_parameters(top, top_path)
 
 
 def _read_pairs(pairs: list[object]) -> Iterator[tuple[str, None, Tensor]]:

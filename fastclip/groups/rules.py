@@ -8,7 +8,8 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
-from fastclip.groups.names import Entry, Source, join, read_modules, strip_wrappers, walk
+from fastclip.groups.names import Entry, Source, read_modules
+from fastclip.names import join, strip_wrappers, walk
 
 T = TypeVar("T")
 

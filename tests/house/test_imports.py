@@ -18,8 +18,9 @@ pytestmark = pytest.mark.skipif(not PACKAGE.is_dir(), reason="needs the sources"
 ALLOWED = {
     "fastclip.kernels": (),
     "fastclip.ops": ("fastclip.kernels", "fastclip.native"),
-    "fastclip.groups": (),
-    "fastclip.norms": ("fastclip.ops",),
+    "fastclip.names": (),
+    "fastclip.groups": ("fastclip.names",),
+    "fastclip.norms": ("fastclip.names", "fastclip.ops"),
     "fastclip.clipping": ("fastclip.ops", "fastclip.native"),
     "fastclip.losses": ("fastclip.ops",),
     "fastclip.native": ("fastclip._native",),
@@ -135,6 +136,7 @@ def test_a_circle_put_in_by_hand_is_found(sources):
         ("fastclip.kernels.grad_norm.chunk", "from fastclip import native"),
         ("fastclip.transfuse.train", "from fastclip.ops.grad_norm import dispatch"),
         ("fastclip.groups.rules", "import fastclip.norms.report"),
+        ("fastclip.names", "from fastclip.groups import names"),
     ],
 )
 def test_an_import_that_goes_up_is_found(sources, module, line):
