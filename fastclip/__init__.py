@@ -14,6 +14,7 @@ from fastclip.groups.report import ParamGroups
 from fastclip.losses import StructureLoss, structure_loss
 from fastclip.norms.monitor import NormMonitor
 from fastclip.norms.report import NormReport, grad_norms, param_norms
+from fastclip.norms.stats import TensorStats
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ __all__ = [
     "NormReport",
     "ParamGroups",
     "StructureLoss",
+    "TensorStats",
     "ZClip",
     "clip_grad_norm_",
     "clip_grad_value_",

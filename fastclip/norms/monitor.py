@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastclip.norms.report import norms_of
+from fastclip.norms.orders import norms_of
 
 COLUMNS = ("step", "grad_norm", "param_norm", "update_ratio", "clip_frequency", "worst_parameter")
 
