@@ -161,6 +161,10 @@ class NormMonitor:
         rows = self.history
         return {"norms/step": float(rows[-1]["step"]), **scalars(rows[-1])} if rows else {}
 
+    def log_rows(self, start: int = 0) -> list[tuple[int, dict[str, float]]]:
+        """(step, its numbers under ``norms/``) of each recorded row from the `start`-th on."""
+        return [(row["step"], scalars(row)) for row in self._record.rows[start:]]
+
     def state_dict(self) -> dict[str, Any]:
         """The step number and what was counted since the last row; waits for a GPU."""
         return {"step": self._step, "counts": self._seen.state()}

@@ -23,6 +23,7 @@ ALLOWED = {
     "fastclip.groups": ("fastclip.names", "fastclip.optimizers"),
     "fastclip.norms": ("fastclip.names", "fastclip.ops", "fastclip.optimizers"),
     "fastclip.clipping": ("fastclip.ops", "fastclip.native", "fastclip.optimizers"),
+    "fastclip.integrations": ("fastclip.clipping", "fastclip.norms", "fastclip.optimizers"),
     "fastclip.losses": ("fastclip.ops",),
     "fastclip.native": ("fastclip._native",),
     "fastclip.transfuse": ("fastclip",),
