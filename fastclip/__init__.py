@@ -15,6 +15,7 @@ from fastclip.groups.report import ParamGroups
 from fastclip.losses import StructureLoss, structure_loss
 from fastclip.norms.monitor import NormMonitor
 from fastclip.norms.report import NormReport, grad_norms, param_norms
+from fastclip.norms.stats import TensorStats
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ __all__ = [
     "NormReport",
     "ParamGroups",
     "StructureLoss",
+    "TensorStats",
     "ZClip",
     "clip_grad_norm_",
     "clip_grad_value_",

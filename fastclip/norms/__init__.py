@@ -2,5 +2,6 @@
 
 from fastclip.norms.monitor import NormMonitor
 from fastclip.norms.report import NormReport, grad_norms, param_norms
+from fastclip.norms.stats import TensorStats
 
-__all__ = ["NormMonitor", "NormReport", "grad_norms", "param_norms"]
+__all__ = ["NormMonitor", "NormReport", "TensorStats", "grad_norms", "param_norms"]

@@ -2,187 +2,248 @@
 
 from __future__ import annotations
 
-import csv as csv_module
-import math
-import warnings
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastclip.norms.report import norms_of
+from fastclip import optimizers
+from fastclip.norms import checks, ranks
+from fastclip.norms.measure import StepMeasurement
+from fastclip.norms.named import Named
+from fastclip.norms.observed import GradMark, Observed, as_scalar
+from fastclip.norms.record import COLUMNS, PART, Record
+from fastclip.norms.sinks import CsvFile, ScalarWriter, scalars
+from fastclip.norms.watch import By, Watch
 
-COLUMNS = ("step", "grad_norm", "param_norm", "update_ratio", "clip_frequency", "worst_parameter")
+_HookResult: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]] | None
 
 
 class NormMonitor:
-    """Watches gradient norm, parameter norm, update-to-weight ratio and the share of clipped steps.
+    """Charts gradient norms, parameter norms, the update ratio, and clipped and skipped steps.
 
     Give it the optimizer, and hand each step's norm to :meth:`observe`; every `every` steps it
     measures around ``optimizer.step()`` by itself::
 
-        monitor = NormMonitor(model, optimizer, every=50, max_norm=1.0, csv="norms.csv")
-        for batch in data:
-            loss(batch).backward()
-            monitor.observe(fastclip.clip_grad_norm_(model.parameters(), 1.0))
-            optimizer.step()
-        monitor.close()
+        with NormMonitor(model, optimizer, every=50, max_norm=1.0, csv="norms.csv") as monitor:
+            for batch in data:
+                loss(batch).backward()
+                monitor.observe(fastclip.clip_grad_norm_(model.parameters(), 1.0))
+                optimizer.step()
+
+    A row is of one call of ``optimizer.step()``, of the gradients that this call used, and of the
+    parameters that this optimizer holds: `grad_norm` is the norm that was observed for the step, or
+    else that of the gradients as the optimizer took them (clipped, unscaled; made by a closure);
+    `grad_max` the largest magnitude in those; `param_norm` of the parameters after the step;
+    `update_ratio` the median of ``|change| / |parameter|`` over those with a gradient;
+    `clip_frequency` the share of observed norms over `max_norm` since the row before, NaN without a
+    limit; `skipped_steps` how many steps since then were skipped for gradients that are not finite;
+    `worst_parameter` has the largest gradient.
+
+    A norm observed before the step, inside its closure, or after it but before the next backward
+    (:func:`fastclip.clip_grads_in_step_`), is of that step. A step without one waits for it, so its
+    row is written at the next step, :meth:`flush` or :meth:`close`.
 
     Nothing here waits for a GPU. What is measured there is recorded (`history`, CSV, TensorBoard,
-    warnings) at a later step, once its five numbers have reached the host, and at the latest by
-    :meth:`flush` or :meth:`close`; on the CPU at the step itself. Rows name the step they are of.
+    warnings) at a later step, once its numbers have reached the host, and at the latest by
+    :meth:`flush` or :meth:`close`. A measured step holds a copy of the watched parameters until it
+    ends: as many bytes as they have (105 MB for 26.2M in float32).
 
-    A measured step holds a copy of the watched parameters until it ends: as many bytes as they have
-    (105 MB for 26.2M in float32), and nothing between measurements.
+    With several processes all make a monitor: norms of sharded parameters are reduced over ranks,
+    every rank has the `history`, and rank 0 alone writes and warns.
 
     Args:
-        model: whose parameters are watched, those that require a gradient now.
-        optimizer: whose step is measured, through its step hooks.
+        model: a module, or (name, parameter) pairs, which name the optimizer's parameters.
+        optimizer: whose steps are measured; one that a trainer has wrapped is found inside.
         every: steps between two measurements.
-        max_norm: the limit that clips, for the clip frequency.
-        csv: a file that gets a row each measurement; an existing one is continued.
+        max_norm: the limit that clips, for the clip frequency; None where it is not known.
+        csv: a file that gets a row each measurement; an existing one of the same columns is
+            continued, its folder is made. One that fails later warns once.
         writer: a TensorBoard SummaryWriter (anything with ``add_scalar``).
         vanishing, exploding: bounds of the gradient norm outside which a warning is given.
+        by: chart gradient norms of parts of the model too, as ``grad_norm/<part>``: "depth" for
+            modules, "group" for the optimizer's groups, or a function of a parameter's name.
+        depth: for ``by="depth"``: how many components of a module's path name a part.
 
     Raises:
-        ValueError: `every` is not positive.
+        ValueError: `every`, `max_norm`, `by`, `depth` or a bound is out of range; the CSV has other
+            columns; the optimizer holds none of the model's parameters, or FSDP1 has sharded them.
+        TypeError: an argument is of another type.
+        RuntimeError: the parameters are sharded, and other ranks made no monitor within a minute.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        model: Named,
+        optimizer: Any,
         every: int = 50,
         *,
-        max_norm: float = math.inf,
+        max_norm: float | None = None,
         csv: str | Path | None = None,
         writer: Any = None,
         vanishing: float = 1e-7,
         exploding: float = 1e4,
+        by: By = None,
+        depth: int = 1,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every!r}")
-        self.every, self.max_norm = every, max_norm
-        self.vanishing, self.exploding = vanishing, exploding
-        self.history: list[dict[str, Any]] = []
+        self.every = checks.count("every", every)
+        self.max_norm = None if max_norm is None else checks.bound("max_norm", max_norm)
+        self.vanishing = checks.bound("vanishing", vanishing)
+        self.exploding = checks.bound("exploding", exploding)
+        inner = optimizers.unwrap(optimizer)
+        self._watch: Watch | None = Watch(model, inner, by, checks.count("depth", depth))
+        is_first = ranks.is_first()
+        sinks: list[CsvFile | ScalarWriter] = []
+        if writer is not None:
+            sinks.append(ScalarWriter(writer))
+        if csv is not None and is_first:
+            parts = [PART + bucket for bucket in self._watch.buckets()]
+            sinks.append(CsvFile(csv, (*COLUMNS, *parts)))
+        ranks.meet(self._watch.parameters(), self.every)
+        self._record = Record(
+            sinks if is_first else [], self.vanishing, self.exploding, not is_first
+        )
         self._step = 0
-        self._observed: list[Tensor] = []
-        self._before: list[Tensor] | None = None
-        self._on_the_way: deque[tuple[int, list[str], Tensor, Any]] = deque()
-        self._named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self._csv = None if csv is None else Path(csv)
-        self._writer = writer
+        self._stepping = False
+        self._seen = Observed(self.max_norm)
+        self._has_norm = self._next_has_norm = False  # whether one was observed for the step
+        self._mark: GradMark | None = None  # of the step that has been
+        self._now: StepMeasurement | None = None
+        self._waiting: StepMeasurement | None = None  # for a norm that may come after its step
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+            inner.register_step_pre_hook(self._before_step),
+            inner.register_step_post_hook(self._after_step),
         ]
 
-    def observe(self, total_norm: Tensor) -> None:
-        """Takes the norm that clipping returned at this step, 0-d; it stays on its device."""
-        self._observed.append(total_norm.detach())
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The rows so far, oldest first; the last may still get the norm of its step."""
+        return [*self._record.rows, *self._provisional()]
+
+    @property
+    def is_measuring(self) -> bool:
+        """Whether the step under way is measured; between steps, whether the next one will be."""
+        return (self._step + (not self._stepping)) % self.every == 0
+
+    def observe(self, total_norm: Tensor | SupportsFloat) -> None:
+        """Takes the norm that clipping returned at this step; a tensor stays on its device.
+
+        Args:
+            total_norm: one real number. A DTensor is gathered: every rank must call.
+
+        Raises:
+            ValueError, TypeError: it is not one real number; nothing is kept of it.
+        """
+        norm = as_scalar(total_norm)
+        if self._watch is None:
+            return  # closed
+        if self._stepping:
+            self._has_norm = True
+        elif not self._has_norm and self._mark is not None and self._mark.is_current():
+            self._has_norm = True
+            self._seen.add(norm)
+            self._settle()
+            return
+        else:
+            self._settle()
+            if self._next_has_norm and self._seen.last is not None:  # whose step did not come
+                self._seen.skip(~self._seen.last.isfinite())
+            self._next_has_norm = True
+        self._seen.add(norm)
+
+    def log_dict(self) -> dict[str, float]:
+        """The numbers of the newest row, under ``norms/``, its step too: for any logger.
+
+        Empty before the first row. It changes every `every` steps, and names the step it is of.
+        """
+        rows = self.history
+        return {"norms/step": float(rows[-1]["step"]), **scalars(rows[-1])} if rows else {}
+
+    def log_rows(self, start: int = 0) -> list[tuple[int, dict[str, float]]]:
+        """(step, its numbers under ``norms/``) of each recorded row from the `start`-th on."""
+        return [(row["step"], scalars(row)) for row in self._record.rows[start:]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step number and what was counted since the last row; waits for a GPU."""
+        return {"step": self._step, "counts": self._seen.state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from the step of a :meth:`state_dict`. Rows of a file are left as they are.
+
+        Raises:
+            ValueError: `state` has no step.
+        """
+        step = state.get("step")
+        if not isinstance(step, int) or step < 0:
+            raise ValueError(f"state must hold the step, a whole number, got {step!r}")
+        self._step = step
+        self._seen.load(state.get("counts", (0, 0, 0)))
 
     def flush(self) -> None:
-        """Waits for what was measured and is still on a GPU, and records it."""
-        self._record_arrived(wait=True)
+        """Records all that was measured; waits for what is still on a GPU."""
+        self._settle()
+        self._record.take_arrived(wait=True)
 
     def close(self) -> None:
         """Stops watching, and records what is still on its way. Closing again does nothing."""
         for hook in self._hooks:
             hook.remove()
         self.flush()
+        self._hooks, self._watch, self._mark, self._now = [], None, None, None
 
-    @torch.no_grad()
-    def _before_step(self, *_: Any) -> None:
+    def __enter__(self) -> NormMonitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _HookResult:
+        self._settle()  # a norm that comes from here on is not of the step before
         self._step += 1
-        self._before = None  # of a step that raised
-        if self._step % self.every == 0:
-            grads = [(name, p.grad) for name, p in self._named if p.grad is not None]
-            self._grad_names = [name for name, _ in grads]
-            self._grad_norms = norms_of([grad for _, grad in grads], 2.0)[0]
-            self._before = [p.detach().clone() for _, p in self._named]
+        self._stepping, self._now, self._mark = True, None, None
+        self._has_norm, self._next_has_norm = self._next_has_norm, False
+        found_inf, scale = (getattr(optimizer, n, None) for n in ("found_inf", "grad_scale"))
+        if isinstance(found_inf, Tensor):
+            self._seen.skip(found_inf)
+        if self._step % self.every or self._watch is None:
+            return None
+        self._now = now = StepMeasurement(self._step, self._watch.now())
 
-    @torch.no_grad()
+        def then_measured(closure: Callable[[], Any]) -> Any:
+            loss = closure()
+            now.read_gradients(None)
+            return loss
+
+        wrapped = checks.with_closure(args, kwargs, then_measured)
+        if wrapped is None:
+            now.read_gradients(scale if isinstance(scale, Tensor) else None)
+        return wrapped
+
     def _after_step(self, *_: Any) -> None:
-        if self._before is not None:
-            host, event = _to_host(self._measured(self._before))
-            self._before = None
-            self._on_the_way.append((self._step, self._grad_names, host, event))
-        self._record_arrived(wait=False)
+        self._stepping = False
+        if self._watch is None:
+            return
+        self._mark = GradMark(self._watch.parameters())
+        if self._now is not None:
+            self._now.read_parameters()
+            self._waiting, self._now = self._now, None
+            if self._has_norm:
+                self._settle()
+        self._record.take_arrived(wait=False)
 
-    def _measured(self, before: list[Tensor]) -> Tensor:
-        """Index of the worst gradient, then COLUMNS[1:5]: [5], float64, on the devices' own."""
-        weights = [p.detach() for _, p in self._named]
-        sizes, grads = norms_of(weights, 2.0)[0], self._grad_norms
-        if before:
-            torch._foreach_sub_(before, weights)  # in place: one copy of the parameters, not two
-        ratios = norms_of(before, 2.0)[0] / sizes.clamp(min=1e-12)
-        grad_norm, none = torch.linalg.vector_norm(grads), sizes.new_zeros(())
-        home = _gpu_if_any([sizes, grads, *self._observed])
-        clipped = none + math.nan
-        if self._observed:
-            observed = torch.stack([_send(norm, home) for norm in self._observed])
-            grad_norm, clipped = observed[-1], (~(observed <= self.max_norm)).double().mean()
-            self._observed = []
-        values = [
-            grads.nan_to_num(math.inf).argmax() if len(grads) else none,
-            grad_norm,
-            torch.linalg.vector_norm(sizes),
-            ratios.median() if len(ratios) else none,
-            clipped,
-        ]
-        return torch.stack([_send(value, home) for value in values])
+    def _settle(self) -> None:
+        """No later norm is of the step that has been: its numbers go to the host."""
+        measured, self._waiting = self._waiting, None
+        if measured is not None:
+            counts = self._seen.take()
+            self._record.add(measured, self._seen.last if self._has_norm else None, counts)
 
-    def _record_arrived(self, *, wait: bool) -> None:
-        """Records, oldest first, the measurements that have reached the host."""
-        while self._on_the_way:
-            step, names, host, event = self._on_the_way[0]
-            if wait and event is not None:
-                event.synchronize()
-            elif event is not None and not event.query():
-                return
-            self._on_the_way.popleft()
-            worst, *values = host.tolist()
-            row = {"step": step, **dict(zip(COLUMNS[1:5], values, strict=True))}
-            self._record({**row, "worst_parameter": names[int(worst)] if names else ""})
-
-    def _record(self, row: dict[str, Any]) -> None:
-        self.history.append(row)
-        if self._csv is not None:
-            new = not self._csv.exists()
-            with self._csv.open("a", newline="") as file:
-                writer = csv_module.DictWriter(file, COLUMNS, lineterminator="\n")
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
-        if self._writer is not None:
-            for name in COLUMNS[1:5]:
-                self._writer.add_scalar(f"norms/{name}", row[name], row["step"])
-        norm, step, worst = row["grad_norm"], row["step"], row["worst_parameter"]
-        if not norm <= self.exploding:
-            warnings.warn(f"step {step}: gradient norm {norm:.3g}, most in {worst}", stacklevel=2)
-        elif norm < self.vanishing:
-            warnings.warn(f"step {step}: gradients vanish, norm {norm:.3g}", stacklevel=2)
-
-
-def _gpu_if_any(tensors: Iterable[Tensor]) -> torch.device:
-    """Where numbers of several devices meet without waiting: copies to a GPU are only queued."""
-    return max((t.device for t in tensors), key=lambda device: device.type != "cpu")
-
-
-def _send(number: Tensor, home: torch.device) -> Tensor:
-    return number.reshape(()).to(home, torch.float64, non_blocking=True)
-
-
-def _to_host(values: Tensor) -> tuple[Tensor, Any]:
-    """(the values on the host, the event after which they are there; None: they are there now)."""
-    if values.device.type == "cpu":
-        return values, None
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)  # else the copy waits
-    host.copy_(values, non_blocking=True)
-    device_module = torch.get_device_module(values.device)
-    event = device_module.Event()
-    event.record(device_module.current_stream(values.device))
-    return host, event
+    def _provisional(self) -> list[dict[str, Any]]:
+        """The row of a step that waits for its norm, where its numbers are on the host."""
+        if self._waiting is None:
+            return []
+        return self._record.provisional(self._waiting, None, self._seen.peek())

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import overload
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastclip.ops.grad_norm.backends import collect
-
-_Named: TypeAlias = nn.Module | Iterable[tuple[str, Tensor]]
+from fastclip import names as model_names
+from fastclip.norms.named import HOLDS, Named, named_pairs
+from fastclip.norms.orders import has_norm, norms_of, total_of
+from fastclip.norms.stats import TensorStats, stats_of
 
 
 @dataclass(frozen=True)
@@ -22,33 +23,52 @@ class NormReport:
     names: tuple[str, ...]
     norms: Tensor  # [tensors], float64
     norm_type: float
+    skipped: tuple[str, ...] = ()  # integer, quantised and 8-bit tensors, which have no norm here
+    without_grad: tuple[str, ...] = ()  # parameters without a gradient, in a report of gradients
+    moments: Tensor | None = None  # [tensors, 4], float64: mean, std, min, max, with stats=True
 
     @property
     def total(self) -> float:
         """The p-norm of all elements of all tensors."""
-        return _norm_of(self.norms, self.norm_type)
+        return total_of(self.norms, self.norm_type).item()
 
     @property
     def per_parameter(self) -> dict[str, float]:
         """The p-norm of each tensor, by name."""
         return dict(zip(self.names, self.norms.tolist(), strict=True))
 
+    @property
+    def stats(self) -> dict[str, TensorStats]:
+        """Mean, std, min and max of each tensor, by name.
+
+        Raises:
+            ValueError: the report was made without ``stats=True``.
+        """
+        if self.moments is None:
+            raise ValueError("the report has no stats: ask for them with stats=True")
+        rows = [TensorStats(*row) for row in self.moments.tolist()]
+        return dict(zip(self.names, rows, strict=True))
+
     def per_group(self, groups: Iterable[Mapping[str, object]]) -> list[float]:
         """The p-norm of each optimizer group that names its parameters (``param_names``).
 
+        What wrappers add to names makes no difference. Parameters without a gradient, and those
+        that the report skipped, count as nothing.
+
         Raises:
-            ValueError: a group without ``param_names``.
+            ValueError: a group without ``param_names``, or a name that the model does not have.
         """
-        index = {name: i for i, name in enumerate(self.names)}
+        index = self._index()
         norms = []
-        for group in groups:
+        for number, group in enumerate(groups):
             names = group.get("param_names")
-            if not isinstance(names, Sequence):
+            if not isinstance(names, Sequence) or isinstance(names, str):
                 raise ValueError(
-                    "groups must hold param_names, as fastclip.param_groups makes them"
+                    f"group {number} must hold param_names, as fastclip.param_groups makes them"
                 )
-            rows = [index[name] for name in names if name in index]
-            norms.append(_norm_of(self.norms[rows], self.norm_type))
+            rows = [_row(index, str(name), number) for name in names]
+            mine = self.norms[[row for row in rows if row is not None]]
+            norms.append(total_of(mine, self.norm_type).item())
         return norms
 
     def nonfinite(self) -> list[str]:
@@ -64,73 +84,115 @@ class NormReport:
         width = max((len(name) for name, _ in rows), default=4)
         lines = [f"{'name':<{width}}  {self.norm_type:g}-norm"]
         lines += [f"{name:<{width}}  {norm:.4g}" for name, norm in rows]
-        return "\n".join(
-            [*lines, f"{'total':<{width}}  {self.total:.4g} ({len(self.names)} tensors)"]
-        )
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        count = f"({len(self.names)} tensors{skipped})"
+        return "\n".join([*lines, f"{'total':<{width}}  {self.total:.4g} {count}"])
+
+    def _index(self) -> dict[str, int | None]:
+        """The row of each name, None where it has none; also without a wrapper's `module.`."""
+        index: dict[str, int | None] = dict.fromkeys((*self.without_grad, *self.skipped))
+        index.update((name, row) for row, name in enumerate(self.names))
+        bare = {name[len(HOLDS) :]: row for name, row in index.items() if name.startswith(HOLDS)}
+        return {**bare, **index}
+
+
+@overload
+def grad_norms(
+    model_or_named_parameters: Named, norm_type: float = 2.0, *, stats: bool = False
+) -> NormReport: ...
+
+
+@overload
+def grad_norms(
+    model_or_named_parameters: Named, norm_type: Sequence[float], *, stats: bool = False
+) -> tuple[NormReport, ...]: ...
 
 
 def grad_norms(
-    model_or_named_parameters: _Named, norm_type: float | Sequence[float] = 2.0
+    model_or_named_parameters: Named,
+    norm_type: float | Sequence[float] = 2.0,
+    *,
+    stats: bool = False,
 ) -> NormReport | tuple[NormReport, ...]:
-    """The norm of every gradient; parameters without one are left out.
+    """The norm of every gradient; parameters without one are listed in ``without_grad``.
+
+    Names are those of the model inside DDP, torch.compile, FSDP and other wrappers. Gradients that
+    are DTensors have the norm of the whole tensor: every rank must make the call.
 
     Args:
         model_or_named_parameters: a module, or (name, parameter) pairs.
         norm_type: p of the p-norm, or several: one report each, on the CPU from one read of memory.
+        stats: also mean, standard deviation, min and max, for which torch reads each tensor again,
+            as a float64 copy. Not of complex tensors.
 
     Returns:
         A :class:`NormReport`, or a tuple of them for several norm types.
+
+    Raises:
+        TypeError: parameters without names; `stats` of a complex tensor.
+        ValueError: FSDP1 has sharded the model, so that a rank sees pieces only.
     """
-    named = [(name, p.grad) for name, p in _pairs(model_or_named_parameters) if p.grad is not None]
-    return _reports(named, norm_type)
+    pairs = named_pairs(model_or_named_parameters)
+    grads = [(name, p.grad) for name, p in pairs if p.grad is not None]
+    without = tuple(name for name, p in pairs if p.grad is None)
+    return _reports(grads, norm_type, stats, without)
+
+
+@overload
+def param_norms(
+    model_or_named_parameters: Named, norm_type: float = 2.0, *, stats: bool = False
+) -> NormReport: ...
+
+
+@overload
+def param_norms(
+    model_or_named_parameters: Named, norm_type: Sequence[float], *, stats: bool = False
+) -> tuple[NormReport, ...]: ...
 
 
 def param_norms(
-    model_or_named_parameters: _Named, norm_type: float | Sequence[float] = 2.0
+    model_or_named_parameters: Named,
+    norm_type: float | Sequence[float] = 2.0,
+    *,
+    stats: bool = False,
 ) -> NormReport | tuple[NormReport, ...]:
-    """The norm of every parameter: arguments and result as :func:`grad_norms`."""
-    named = [(name, p.detach()) for name, p in _pairs(model_or_named_parameters)]
-    return _reports(named, norm_type)
+    """The norm of every parameter: arguments, result and errors as :func:`grad_norms`.
 
-
-def norms_of(tensors: Sequence[Tensor], *orders: float) -> Tensor:
-    """The norm of each tensor for each order: [orders, tensors], float64."""
-    if not tensors:
-        return torch.zeros(len(orders), 0, dtype=torch.float64)
-    values = collect(tensors, take_grads=False)
-    if values is not None and all(values.has_norm(p) for p in orders):
-        return values.norms(*orders)
-    # On several devices they meet on a GPU: a copy to it is queued, one from it would wait.
-    home = next((t.device for t in tensors if t.device.type != "cpu"), tensors[0].device)
-    rows = [
-        [torch.linalg.vector_norm(t, p).to(home, torch.float64, non_blocking=True) for t in tensors]
-        for p in orders
-    ]
-    return torch.stack([torch.stack(row) for row in rows])
-
-
-def _pairs(source: _Named) -> list[tuple[str, Tensor]]:
-    pairs = list(source.named_parameters() if isinstance(source, nn.Module) else source)
-    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
-        raise TypeError(
-            "model_or_named_parameters must be a module or (name, parameter) pairs, "
-            f"got {type(source).__name__}: pass model.named_parameters(), not model.parameters()"
-        )
-    return pairs
+    Integer, quantised and 8-bit parameters have no norm: the report lists them in ``skipped``.
+    """
+    named = [(name, p.detach()) for name, p in named_pairs(model_or_named_parameters)]
+    return _reports(named, norm_type, stats, ())
 
 
 def _reports(
-    named: list[tuple[str, Tensor]], norm_type: float | Sequence[float]
+    named: list[tuple[str, Tensor]],
+    norm_type: float | Sequence[float],
+    stats: bool,
+    without_grad: tuple[str, ...],
 ) -> NormReport | tuple[NormReport, ...]:
     several = isinstance(norm_type, Sequence) and not isinstance(norm_type, str)
     orders = [float(p) for p in norm_type] if several else [float(norm_type)]  # type: ignore
-    names = tuple(name for name, _ in named)
-    rows = norms_of([tensor for _, tensor in named], *orders)
-    reports = tuple(NormReport(names, row, p) for row, p in zip(rows, orders, strict=True))
+    names = tuple(name for name, tensor in named if has_norm(tensor))
+    skipped = tuple(name for name, tensor in named if not has_norm(tensor))
+    tensors = [tensor for _, tensor in named if has_norm(tensor)]
+    if stats and (found := [n for n, t in zip(names, tensors, strict=True) if t.is_complex()]):
+        raise TypeError(f"stats=True: {found[0]} is complex, and has no largest element")
+    moments = stats_of(tensors) if stats else None
+    reports = tuple(
+        NormReport(names, row, p, skipped, without_grad, moments)
+        for row, p in zip(norms_of(tensors, *orders), orders, strict=True)
+    )
     return reports if several else reports[0]
 
 
-def _norm_of(norms: Tensor, p: float) -> float:
-    if not norms.numel():
-        return 0.0
-    return norms.sum().item() if p == 0 else torch.linalg.vector_norm(norms, p).item()
+def _row(index: Mapping[str, int | None], name: str, group: int) -> int | None:
+    """The row of a group's name, without what wrappers add."""
+    bare = model_names.strip_wrappers(name)
+    for known in (bare, bare.removeprefix(HOLDS)):
+        if known in index:
+            return index[known]
+    near = ", ".join(map(repr, difflib.get_close_matches(bare, index, n=3)))
+    raise ValueError(
+        f"group {group} names {name!r}, which the report's model does not have"
+        + (f"; near it: {near}" if near else "")
+    )

@@ -1,0 +1,304 @@
+"""Which step a row is of, however the step is made; and what counts as clipped and as skipped."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import fastclip
+
+pytestmark = pytest.mark.core
+SIZES = (1.0, 10.0, 100.0, 1000.0)
+LIMIT = 50.0
+
+
+def parts(fused=False, lr=0.1, **kwargs):
+    torch.manual_seed(0)
+    model = nn.Linear(1, 4, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, fused=fused)
+    options = {"every": 1, "max_norm": LIMIT, **kwargs}
+    return model, optimizer, fastclip.NormMonitor(model, optimizer, **options)
+
+
+def put(model, size):
+    model.weight.grad = torch.full((4, 1), size / 2)  # of norm `size`
+
+
+def clip_then_step(zero):
+    model, optimizer, monitor = parts()
+    for size in SIZES:
+        zero(optimizer)
+        (model.weight * size / 2).sum().backward()
+        monitor.observe(fastclip.clip_grad_norm_(model.parameters(), LIMIT))
+        optimizer.step()
+    return monitor
+
+
+def clip_in_step(zero):
+    model, optimizer, monitor = parts(fused=True)
+    for size in SIZES:
+        (model.weight * size / 2).sum().backward()
+        norm = fastclip.clip_grads_in_step_(optimizer, LIMIT)
+        monitor.observe(norm)
+        zero(optimizer)
+    return monitor
+
+
+def clip_in_step_then_zero_then_observe(_):
+    model, optimizer, monitor = parts(fused=True)
+    for size in SIZES:
+        (model.weight * size / 2).sum().backward()
+        norm = fastclip.clip_grads_in_step_(optimizer, LIMIT)
+        optimizer.zero_grad()
+        monitor.observe(norm)
+    return monitor
+
+
+def closure(zero, keyword=False):
+    model, optimizer, monitor = parts()
+    for size in SIZES:
+
+        def loss(size=size):
+            zero(optimizer)
+            value = (model.weight * size / 2).sum()
+            value.backward()
+            monitor.observe(fastclip.clip_grad_norm_(model.parameters(), LIMIT))
+            return value
+
+        optimizer.step(**{"closure": loss}) if keyword else optimizer.step(loss)
+    return monitor
+
+
+def scaled(zero, fused=False, unscale=True):
+    model, optimizer, monitor = parts(fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for size in SIZES:
+        zero(optimizer)
+        scaler.scale((model.weight * size / 2).sum()).backward()
+        if unscale:
+            monitor.observe(fastclip.unscale_and_clip_grad_norm_(scaler, optimizer, LIMIT))
+        scaler.step(optimizer)
+        scaler.update()
+    return monitor
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize(
+    "way",
+    [
+        clip_then_step,
+        clip_in_step,
+        clip_in_step_then_zero_then_observe,
+        closure,
+        lambda zero: closure(zero, keyword=True),
+        scaled,
+        lambda zero: scaled(zero, fused=True),
+    ],
+    ids=["clip", "in-step", "in-step, zero", "closure", "closure=", "scaler", "scaler, fused"],
+)
+def test_every_way_of_stepping_has_the_same_rows(way, set_to_none):
+    monitor = way(lambda optimizer: optimizer.zero_grad(set_to_none=set_to_none))
+    monitor.close()
+    found = [(row["step"], row["grad_norm"], row["clip_frequency"]) for row in monitor.history]
+    assert found == [
+        (i + 1, pytest.approx(size), float(size > LIMIT)) for i, size in enumerate(SIZES)
+    ]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_scaled_gradient_that_nobody_observed_is_unscaled(fused):
+    monitor = scaled(lambda optimizer: optimizer.zero_grad(), fused=fused, unscale=False)
+    monitor.close()
+    assert [row["grad_norm"] for row in monitor.history] == pytest.approx(list(SIZES))
+    assert [row["grad_max"] for row in monitor.history] == pytest.approx([s / 2 for s in SIZES])
+
+
+def test_lbfgs_is_measured_at_its_last_evaluation():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+    monitor = fastclip.NormMonitor(model, optimizer, every=1)
+    x = torch.randn(5, 3)
+    for _ in range(3):
+
+        def loss():
+            optimizer.zero_grad()
+            value = model(x).square().sum()
+            value.backward()
+            return value
+
+        optimizer.step(loss)
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
+        assert monitor.history[-1]["grad_norm"] == pytest.approx(norm)
+    monitor.close()
+
+
+def test_a_clip_in_the_step_that_nobody_observed_shows_what_the_step_used():
+    model, optimizer, monitor = parts(fused=True)
+    put(model, 200.0)
+    fastclip.clip_grads_in_step_(optimizer, LIMIT)
+    monitor.close()
+    assert monitor.history[0]["grad_norm"] == pytest.approx(LIMIT)
+
+
+def test_nesterov_changes_gradients_in_place_and_the_row_has_them_before():
+    model = nn.Linear(1, 4, bias=False)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, nesterov=True, foreach=True
+    )
+    monitor = fastclip.NormMonitor(model, optimizer, every=1)
+    for size in SIZES:
+        put(model, size)
+        optimizer.step()
+    monitor.close()
+    assert [row["grad_norm"] for row in monitor.history] == pytest.approx(list(SIZES))
+
+
+def test_a_norm_between_two_steps_is_of_the_next_one_whose_gradients_are_there():
+    """Norms of some steps only: none slides into the row of the step before."""
+    model, optimizer, monitor = parts(every=2)
+    for step in range(1, 7):
+        optimizer.zero_grad()
+        (model.weight * step / 2).sum().backward()
+        if step % 3 == 0:
+            monitor.observe(1000.0 * step)
+        optimizer.step()
+    monitor.close()
+    assert [row["grad_norm"] for row in monitor.history] == pytest.approx([2.0, 4.0, 6000.0])
+    assert [row["clip_frequency"] for row in monitor.history][1:] == [1.0, 1.0]
+
+
+def test_history_shows_a_step_that_waits_for_its_norm():
+    model, optimizer, monitor = parts(fused=True)
+    put(model, 200.0)
+    norm = fastclip.clip_grads_in_step_(optimizer, LIMIT)
+    assert monitor.history[-1]["grad_norm"] == pytest.approx(LIMIT)
+    monitor.observe(norm)
+    assert [row["grad_norm"] for row in monitor.history] == pytest.approx([200.0])
+    assert monitor.log_dict()["norms/grad_norm"] == pytest.approx(200.0)
+    assert monitor.log_dict()["norms/step"] == 1.0
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_skipped_steps_are_counted(fused):
+    """GradScaler: unfused it does not call step(), fused the step itself skips."""
+    model, optimizer, monitor = parts(fused=fused, every=2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for size in (1.0, math.inf, math.nan, 1.0, 1.0, 1.0):
+            optimizer.zero_grad()
+            scaler.scale((model.weight * size / 2).sum()).backward()
+            scaler.unscale_(optimizer)
+            monitor.observe(fastclip.clip_grad_norm_(model.parameters(), LIMIT))
+            scaler.step(optimizer)
+            scaler.update()
+        monitor.close()
+    assert torch.isfinite(model.weight).all()
+    assert sum(row["skipped_steps"] for row in monitor.history) == 2
+
+
+def test_a_step_skipped_by_the_clip_in_it_is_counted():
+    model, optimizer, monitor = parts(fused=True, every=3, exploding=math.inf)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for size in (1.0, math.inf, 1.0, 1.0, 1.0, 1.0):
+            put(model, size)
+            monitor.observe(fastclip.clip_grads_in_step_(optimizer, LIMIT))
+        monitor.close()
+    assert [row["skipped_steps"] for row in monitor.history] == [1.0, 0.0]
+
+
+def test_clip_frequency_is_not_known_without_a_limit():
+    model, optimizer, monitor = parts(max_norm=None)
+    put(model, 200.0)
+    monitor.observe(fastclip.clip_grad_norm_(model.parameters(), LIMIT))
+    optimizer.step()
+    monitor.close()
+    assert math.isnan(monitor.history[0]["clip_frequency"])
+    assert "norms/clip_frequency" not in monitor.log_dict()
+
+
+def test_clip_frequency_over_more_norms_than_are_kept():
+    model, optimizer, monitor = parts(every=1000)
+    for step in range(1000):
+        put(model, 100.0 if step % 4 == 0 else 1.0)
+        monitor.observe(fastclip.clip_grad_norm_(model.parameters(), LIMIT))
+        optimizer.step()
+    assert len(monitor._seen._norms) < 300
+    monitor.close()
+    assert monitor.history[0]["clip_frequency"] == 0.25
+
+
+def test_update_ratio_is_of_the_parameters_that_the_optimizer_updates():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    first = torch.optim.SGD([*model[0].parameters(), *model[2].parameters()], lr=0.1)
+    second = torch.optim.SGD(model[1].parameters(), lr=0.1)
+    monitor = fastclip.NormMonitor(model, first, every=1)
+    model[1](model[0](torch.randn(2, 4))).sum().backward()  # model[2] has no gradient
+    before = [p.detach().clone() for p in model[0].parameters()]
+    weights = nn.utils.get_total_norm([*model[0].parameters(), *model[2].parameters()]).item()
+    first.step()
+    second.step()
+    monitor.close()
+    ratios = sorted(
+        ((p - old).norm() / p.norm()).item()
+        for p, old in zip(model[0].parameters(), before, strict=True)
+    )
+    row = monitor.history[0]
+    assert row["update_ratio"] == pytest.approx(ratios[0])
+    assert row["worst_parameter"].startswith("0.")
+    assert row["param_norm"] == pytest.approx(weights, rel=0.2)
+
+
+def test_a_group_that_is_added_later_is_watched():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    monitor = fastclip.NormMonitor(model, optimizer, every=1, by="group")
+    for added in (False, True):
+        if added:
+            optimizer.add_param_group({"params": list(model[1].parameters()), "name": "head"})
+        optimizer.zero_grad()
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    monitor.close()
+    first, second = monitor.history
+    assert "grad_norm/head" not in first
+    total = math.hypot(second["grad_norm/0"], second["grad_norm/head"])
+    assert total == pytest.approx(second["grad_norm"])
+
+
+@pytest.mark.parametrize(
+    ("by", "names"),
+    [
+        ("depth", ["0", "1"]),
+        (lambda name: name.rpartition(".")[2], ["weight", "bias"]),
+        ("group", ["0", "1"]),
+    ],
+)
+def test_norms_of_parts(by, names, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = torch.optim.SGD([{"params": layer.parameters()} for layer in model], lr=0.1)
+    path = tmp_path / "norms.csv"
+    with fastclip.NormMonitor(model, optimizer, every=1, by=by, csv=path) as monitor:
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    row = monitor.history[0]
+    assert [key for key in row if "/" in key] == [f"grad_norm/{name}" for name in names]
+    report = fastclip.grad_norms(model).per_parameter
+    key = by if callable(by) else lambda name: name.partition(".")[0]
+    for name in names:
+        mine = [norm for full, norm in report.items() if key(full) == name]
+        assert row[f"grad_norm/{name}"] == pytest.approx(math.hypot(*mine))
+    assert (
+        path.read_text()
+        .splitlines()[0]
+        .endswith(f"worst_parameter,grad_norm/{names[0]},grad_norm/{names[1]}")
+    )
