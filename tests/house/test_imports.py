@@ -18,9 +18,10 @@ pytestmark = pytest.mark.skipif(not PACKAGE.is_dir(), reason="needs the sources"
 ALLOWED = {
     "fastclip.kernels": (),
     "fastclip.ops": ("fastclip.kernels", "fastclip.native"),
-    "fastclip.groups": (),
-    "fastclip.norms": ("fastclip.ops",),
-    "fastclip.clipping": ("fastclip.ops", "fastclip.native"),
+    "fastclip.optimizers": (),
+    "fastclip.groups": ("fastclip.optimizers",),
+    "fastclip.norms": ("fastclip.ops", "fastclip.optimizers"),
+    "fastclip.clipping": ("fastclip.ops", "fastclip.native", "fastclip.optimizers"),
     "fastclip.losses": ("fastclip.ops",),
     "fastclip.native": ("fastclip._native",),
     "fastclip.transfuse": ("fastclip",),
