@@ -8,6 +8,7 @@ from fastclip.clipping.clip import (
     clip_grads_with_norm_,
     get_total_norm,
 )
+from fastclip.clipping.groups import clip_groups_
 from fastclip.clipping.patch import patch_torch, patched_torch, unpatch_torch
 from fastclip.clipping.step import clip_grads_in_step_, unscale_and_clip_grad_norm_
 from fastclip.clipping.zclip import ZClip
@@ -31,6 +32,7 @@ __all__ = [
     "clip_grad_value_",
     "clip_grads_in_step_",
     "clip_grads_with_norm_",
+    "clip_groups_",
     "get_total_norm",
     "grad_norms",
     "param_groups",
