@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from fastclip.ops.grad_norm.backends import Grads
+from fastclip.ops.grad_norm.backends import Grads, collect
 from fastclip.ops.grad_norm.dispatch import NONFINITE
 from fastclip.ops.grad_norm.parts import GradParts
 
@@ -47,7 +49,38 @@ def raise_nonfinite(p: float, grads: Grads | None, groups: Sequence[Mapping[str,
     ]
     named = ", ".join(having[i] for i in bad[:_NAMED]) + (", ..." if len(bad) > _NAMED else "")
     where = f". Non-finite: the gradients of {named} ({len(bad)} of {len(having)})" if bad else ""
+    if not bad and grads is not None and (exact := grads.exact_norm(p)).isfinite():
+        where = f". It is {exact.item():.6g}, past the range of {grads.dtype}"
     raise RuntimeError(NONFINITE.format(p=p) + where)
+
+
+def split_pairs(
+    given: list[Tensor] | list[tuple[str, Tensor]],
+) -> tuple[list[str] | None, list[Tensor]]:
+    """(names, tensors) of a list of (name, tensor) pairs; (None, the list) of anything else."""
+    if not (given and type(given[0]) is tuple):
+        return None, given  # type: ignore[return-value]
+    for i, pair in enumerate(given):
+        if not (type(pair) is tuple and len(pair) == 2 and isinstance(pair[0], str)):
+            raise TypeError(f"of (name, tensor) pairs, number {i} is no pair: {pair!r:.80}")
+    return [name for name, _ in given], [tensor for _, tensor in given]
+
+
+@contextlib.contextmanager
+def named_nonfinite(
+    names: list[str], tensors: list[Tensor], norm_type: float, take_grads: bool
+) -> Iterator[None]:
+    """Has an error for a norm that is not finite, raised inside, say names."""
+    try:
+        yield
+    except RuntimeError as error:
+        p = float(norm_type)
+        if not str(error).startswith(NONFINITE.format(p=p)):
+            raise
+        grads = collect(tensors, take_grads=take_grads)
+        holders = tensors if take_grads else [SimpleNamespace(grad=t) for t in tensors]
+        able = grads if grads is not None and len(grads) and grads.has_norm(p) else None
+        raise_nonfinite(p, able, [{"params": holders, "param_names": names}])
 
 
 @torch.no_grad()
