@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 _INSIDE = "optimizer"  # where Accelerate, Lightning and most others keep the optimizer they wrap
+
+
+class OptimizerWrapper(Protocol):
+    """What holds an optimizer: Lightning's is no ``torch.optim.Optimizer`` to a type checker."""
+
+    @property
+    def optimizer(self) -> Any: ...
 
 
 def unwrap(optimizer: Any) -> torch.optim.Optimizer:

@@ -16,7 +16,7 @@ from fastclip.ops.grad_norm.backends import Grads, collect
 from fastclip.ops.grad_norm.cpu import CpuGrads
 from fastclip.ops.grad_norm.reference import EPS, norm_of
 from fastclip.ops.grad_norm.sharded import plain_norm
-from fastclip.optimizers import unwrap
+from fastclip.optimizers import OptimizerWrapper, unwrap
 
 
 class _Unit(NamedTuple):
@@ -27,7 +27,7 @@ class _Unit(NamedTuple):
 
 
 def clip_groups_(
-    optimizer_or_groups: torch.optim.Optimizer | Iterable[Mapping[str, Any]],
+    optimizer_or_groups: torch.optim.Optimizer | OptimizerWrapper | Iterable[Mapping[str, Any]],
     max_norm: float | None = None,
     *,
     norm_type: float = 2.0,

@@ -34,7 +34,11 @@ class StepHooks:
         before: Any = optimizer.register_step_pre_hook(self._before)
         hooks: Any = optimizer._optimizer_step_pre_hooks
         hooks.move_to_end(before.id, last=False)
-        self._handles = [before, optimizer.register_step_post_hook(self._after)]
+        show: Any = optimizer.register_step_post_hook(self._show)
+        hooks = optimizer._optimizer_step_post_hooks
+        hooks.move_to_end(show.id, last=False)
+        self._handles = [before, show, optimizer.register_step_post_hook(self._after)]
+        self._skipped: Tensor | None = None
 
     def remove(self) -> None:
         """Takes the hooks back, and the attributes of a step that did not end."""
@@ -49,11 +53,18 @@ class StepHooks:
         if not getattr(optimizer, "_step_supports_amp_scaling", False):
             if found is not None and bool(found):
                 self._undo.append(_hide_gradients(optimizer))
+                self._skipped = found
             return
         if found is not None:
             self._undo += _keep_state(optimizer, found)
         for name, value in values.items():
             self._undo.append(_set(optimizer, name, value))
+
+    def _show(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Lets other hooks see the skip, of which an optimizer that is not fused may not know."""
+        if self._skipped is not None:
+            self._undo.append(_set(optimizer, "found_inf", self._skipped))
+            self._skipped = None
 
     def _after(self, *_: Any) -> None:
         while self._undo:

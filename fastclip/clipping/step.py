@@ -13,11 +13,11 @@ from fastclip.clipping.factor import Rule, StepInputs, step_inputs
 from fastclip.clipping.hooks import Attributes, StepHooks
 from fastclip.clipping.names import raise_nonfinite
 from fastclip.clipping.unscale import unscale_and_clip_
-from fastclip.optimizers import step_of, unwrap
+from fastclip.optimizers import OptimizerWrapper, step_of, unwrap
 
 
 def clip_grads_in_step_(
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | OptimizerWrapper,
     max_norm: float,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
@@ -79,7 +79,7 @@ def clip_grads_in_step_(
 
 def unscale_and_clip_grad_norm_(
     scaler: torch.amp.GradScaler,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | OptimizerWrapper,
     max_norm: float,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,

@@ -121,6 +121,23 @@ def test_a_skip_through_gradscaler_leaves_no_trace_and_a_spike_keeps_the_scale(n
     torch.testing.assert_close(list(ps), list(others), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_spike_under_gradscaler_is_seen_by_hooks_of_the_step(fused):
+    ps = parameters()
+    optimizer = torch.optim.SGD(ps, lr=0.1, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    scaler.scale(torch.ones(()))
+    seen = []
+    optimizer.register_step_post_hook(lambda o, *_: seen.append(float(getattr(o, "found_inf", 0))))
+    for scale in (1.0, 100.0, 1.0):
+        fill(ps, 0, scale=scale)
+        fastclip.unscale_and_clip_grad_norm_(scaler, optimizer, 1.0, skip_above=50.0)
+        scaler.step(optimizer)
+        scaler.update()
+        assert not hasattr(optimizer, "found_inf")
+    assert seen == [0.0, 1.0, 0.0]
+
+
 def test_a_step_that_never_came_skips_no_later_one():
     ps = parameters()
     optimizer = OPTIMIZERS["sgd"](ps)
