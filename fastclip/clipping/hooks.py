@@ -31,14 +31,17 @@ class StepHooks:
     ) -> None:
         self._attributes = attributes
         self._undo: list[Callable[[], None]] = []
-        before: Any = optimizer.register_step_pre_hook(self._before)
-        hooks: Any = optimizer._optimizer_step_pre_hooks
-        hooks.move_to_end(before.id, last=False)
-        show: Any = optimizer.register_step_post_hook(self._show)
-        hooks = optimizer._optimizer_step_post_hooks
-        hooks.move_to_end(show.id, last=False)
-        self._handles = [before, show, optimizer.register_step_post_hook(self._after)]
-        self._skipped: Tensor | None = None
+        self._hidden: Tensor | None = None
+        at: Any = optimizer  # the dicts of hooks are in no public signature
+        first = [
+            (at._optimizer_step_pre_hooks, optimizer.register_step_pre_hook(self._before)),
+            (at._optimizer_step_post_hooks, optimizer.register_step_post_hook(self._show)),
+        ]
+        for hooks, handle in first:
+            hooks.move_to_end(handle.id, last=False)
+        self._handles: list[Any] = [handle for _, handle in first]
+        self._handles.append(optimizer.register_step_pre_hook(self._conceal))
+        self._handles.append(optimizer.register_step_post_hook(self._after))
 
     def remove(self) -> None:
         """Takes the hooks back, and the attributes of a step that did not end."""
@@ -53,7 +56,8 @@ class StepHooks:
         if not getattr(optimizer, "_step_supports_amp_scaling", False):
             if found is not None and bool(found):
                 self._undo.append(_hide_gradients(optimizer))
-                self._skipped = found
+                self._hidden = found
+                self._show(optimizer)
             return
         if found is not None:
             self._undo += _keep_state(optimizer, found)
@@ -61,12 +65,16 @@ class StepHooks:
             self._undo.append(_set(optimizer, name, value))
 
     def _show(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Lets other hooks see the skip, of which an optimizer that is not fused may not know."""
-        if self._skipped is not None:
-            self._undo.append(_set(optimizer, "found_inf", self._skipped))
-            self._skipped = None
+        """Lets other hooks see a skip that the optimizer itself, not being fused, must not."""
+        if self._hidden is not None:
+            self._undo.append(_set(optimizer, "found_inf", self._hidden))
+
+    def _conceal(self, *_: Any) -> None:
+        if self._hidden is not None:
+            self._undo.pop()()
 
     def _after(self, *_: Any) -> None:
+        self._hidden = None
         while self._undo:
             self._undo.pop()()
 
