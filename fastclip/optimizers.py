@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 _INSIDE = "optimizer"  # where Accelerate, Lightning and most others keep the optimizer they wrap
+
+
+class OptimizerWrapper(Protocol):
+    """What holds an optimizer: Lightning's is no ``torch.optim.Optimizer`` to a type checker."""
+
+    @property
+    def optimizer(self) -> Any: ...
 
 
 def unwrap(optimizer: Any) -> torch.optim.Optimizer:
@@ -24,15 +31,20 @@ def unwrap(optimizer: Any) -> torch.optim.Optimizer:
     Raises:
         TypeError: there is no ``torch.optim.Optimizer`` in it.
     """
-    found, passed = optimizer, set[int]()
-    while (inside := _inside(found)) is not None and id(inside) not in passed:
-        passed.add(id(inside))
-        found = inside
+    found = layers(optimizer)[-1]
     if not isinstance(found, torch.optim.Optimizer):
         raise TypeError(
             "optimizer must be a torch.optim.Optimizer or a wrapper that holds one as "
             f"`.optimizer`, got {_described(optimizer, found)}"
         )
+    return found
+
+
+def layers(optimizer: Any) -> list[Any]:
+    """An optimizer with all that wraps it, outermost first; without a check of the innermost."""
+    found = [optimizer]
+    while (inside := _inside(found[-1])) is not None and all(inside is not o for o in found):
+        found.append(inside)
     return found
 
 

@@ -82,6 +82,22 @@ void scale_grads(TensorList& list, double factor) {
   mark_written(tensors_of(list).ptr());
 }
 
+void scale_each(const TensorList& list, py::handle factors) {
+  require(list.on_cpu(), "tensors must be on the CPU");
+  const size_t count = list.tensors().size();
+  const TensorView view = numbers(factors, "factors", DType::kF64, static_cast<int64_t>(count));
+  const double* values = static_cast<const double*>(view.data);
+  {
+    py::gil_scoped_release unlocked;
+    cpu::scale_each(list, values);
+  }
+  py::list written;
+  for (size_t i = 0; i < count; ++i) {
+    if (!(values[i] >= 1)) written.append(py::handle(list.tensors()[i]));
+  }
+  mark_written(written.ptr());
+}
+
 py::object clip_grads(py::handle tensors, bool take_grads, double p, std::optional<double> max_norm,
                       bool finite) {
   auto list = std::make_unique<TensorList>();

@@ -50,6 +50,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("grad_norm", &fastclip::grad_norm);
   m.def("grad_norms", &fastclip::grad_norms);
   m.def("scale_grads", &fastclip::scale_grads);
+  m.def("scale_each", &fastclip::scale_each);
   m.def("clip_grads", &fastclip::clip_grads);
   m.def("clip_values", &fastclip::clip_values);
   m.def("clip_units", &fastclip::clip_units);

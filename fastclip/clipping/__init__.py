@@ -1,6 +1,7 @@
 """Gradient clipping: torch's functions, adaptive limits, inside the step, inside others' code."""
 
-from fastclip.clipping.adaptive import AGC, AutoClip, ZClip
+from fastclip.clipping.adaptive import AutoClip
+from fastclip.clipping.agc import AGC
 from fastclip.clipping.clip import (
     clip_grad_norm_,
     clip_grad_value_,
@@ -8,8 +9,10 @@ from fastclip.clipping.clip import (
     clip_tensors_,
     get_total_norm,
 )
+from fastclip.clipping.groups import clip_groups_
 from fastclip.clipping.patch import patch_torch, patched_torch, unpatch_torch
 from fastclip.clipping.step import clip_grads_in_step_, unscale_and_clip_grad_norm_
+from fastclip.clipping.zclip import ZClip
 
 __all__ = [
     "AGC",
@@ -19,6 +22,7 @@ __all__ = [
     "clip_grad_value_",
     "clip_grads_in_step_",
     "clip_grads_with_norm_",
+    "clip_groups_",
     "clip_tensors_",
     "get_total_norm",
     "patch_torch",

@@ -1,9 +1,8 @@
-"""Clippers whose limit follows training: AutoClip, ZClip, and AGC."""
+"""Clippers whose limit follows the gradient norms seen so far: what they share, and AutoClip."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,35 +10,59 @@ import torch
 from torch import Tensor
 
 from fastclip.clipping.clip import _number, clip_grads_with_norm_, get_total_norm
-from fastclip.ops.unit_clip.dispatch import clip_units_
+from fastclip.clipping.quantile import RunningQuantile
+from fastclip.ops.grad_norm.backends import Grads, collect
+from fastclip.ops.grad_norm.reference import EPS
 
 
-class _FollowsTheNorm:
-    """Computes the norm once, asks the subclass for a limit, scales by it."""
+class FollowsTheNorm:
+    """Computes the norm once, asks the subclass for a limit, scales by it.
 
-    def clip_(self, parameters: Iterable[Tensor]) -> Tensor:
-        """Clips the gradients in place; returns their norm before, 0-d.
+    Norms of 0 (no gradients at all, or zeros: accumulation, frozen phases) and norms that are not
+    finite say nothing of the gradients' size, and never reach the subclass's statistics.
+    """
 
-        The history lives on the host, so on a GPU this waits for the norm.
+    def clip_(self, parameters: Tensor | Iterable[Tensor]) -> Tensor:
+        """Clips the gradients in place; returns their norm before, 0-d, as ``get_total_norm`` does.
+
+        A norm over the limit is scaled to it exactly, with no 1e-6 in the factor. The statistics
+        live on the host, so on a GPU this waits for the norm.
+
+        Args:
+            parameters: a tensor or an iterable of tensors, whose ``.grad`` is clipped.
         """
-        parameters = list(parameters)
-        grads = [p.grad for p in parameters if p.grad is not None]
-        total = get_total_norm(grads)
-        limit = self._limit(total.item())
-        if math.isfinite(limit):
+        parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        grads = collect(parameters, take_grads=True)
+        if grads is not None and not (len(grads) and grads.has_norm(2.0)):
+            grads = None
+        if grads is None:
+            total = get_total_norm([p.grad for p in parameters if p.grad is not None])
+            norm = float(total)
+        else:
+            total, norm = grads.total_norm(2.0), float(grads.exact_norm(2.0))
+        limit = self._limit(norm) if norm else math.inf
+        if norm > limit and math.isfinite(norm):
+            _scale(grads, parameters, limit / norm)
+        elif not math.isfinite(norm) and math.isfinite(limit):
             clip_grads_with_norm_(parameters, limit, total)
         return total
 
     def _limit(self, norm: float) -> float:
+        """Takes a norm over 0 into the statistics, if it is finite; infinity clips nothing."""
         raise NotImplementedError
 
 
-class AutoClip(_FollowsTheNorm):
+class AutoClip(FollowsTheNorm):
     """Clips to a percentile of the gradient norms seen so far.
 
     Args:
-        percentile: of the history, this step's norm included; 0 < percentile <= 100.
-        history: how many norms are kept, the oldest forgotten first; None keeps all.
+        percentile: of the history, this step's norm included; 0 < percentile <= 100. Exact, and
+            interpolated as ``torch.quantile`` does.
+        history: how many norms are kept, the oldest forgotten first, at least 1; None keeps all.
+            A step costs the logarithm of that number.
+
+    Raises:
+        ValueError, TypeError: an argument is out of its range, or no number.
 
     Source: Seetharaman et al., "AutoClip: Adaptive Gradient Clipping for Source Separation
     Networks", MLSP 2020 (arXiv 2007.14469).
@@ -49,107 +72,46 @@ class AutoClip(_FollowsTheNorm):
         if not 0 < _number("percentile", percentile) <= 100:
             raise ValueError(f"percentile must be over 0 and at most 100, got {percentile!r}")
         self.percentile = percentile
-        self._norms: deque[float] = deque(maxlen=history)
+        history = None if history is None else count("history", history, least=1)
+        self._norms = RunningQuantile(float(percentile) / 100, history)
 
     def _limit(self, norm: float) -> float:
         if math.isfinite(norm):
-            self._norms.append(norm)
-        if not self._norms:
-            return math.inf
-        norms = torch.tensor(list(self._norms), dtype=torch.float64)
-        return torch.quantile(norms, self.percentile / 100).item()
+            self._norms.add(norm)
+        return self._norms.value() if len(self._norms) else math.inf
 
     def state_dict(self) -> dict[str, Any]:
-        return {"norms": list(self._norms)}
+        return {"norms": self._norms.numbers()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        require_keys(self, state, "norms")
         self._norms.clear()
-        self._norms.extend(state["norms"])
+        self._norms.extend(norm for norm in state["norms"] if 0 < norm < math.inf)
 
 
-class ZClip(_FollowsTheNorm):
-    """Clips norms that stand out from an exponential moving mean and variance of the norms.
-
-    A norm of z-score z over `threshold` is clipped to ``mean + threshold^2 / z * deviation``, and
-    that enters the statistics in its place. Nothing is clipped during warm-up.
-
-    Args:
-        threshold: z-score above which a norm is an outlier; > 0.
-        alpha: what the moving statistics keep at each step; in [0, 1).
-        warmup: steps whose plain mean and variance start the statistics; at least 2.
-
-    Source: Kumar et al., "ZClip: Adaptive Spike Mitigation for LLM Pre-Training", 2025
-    (arXiv 2504.02507).
-    """
-
-    def __init__(self, threshold: float = 2.5, alpha: float = 0.97, warmup: int = 25) -> None:
-        if not threshold > 0 or not 0 <= alpha < 1 or warmup < 2:
-            raise ValueError(
-                "threshold must be > 0, alpha in [0, 1) and warmup at least 2, got "
-                f"{threshold!r}, {alpha!r}, {warmup!r}"
-            )
-        self.threshold, self.alpha, self.warmup = threshold, alpha, warmup
-        self._first: list[float] = []
-        self._mean = self._variance = math.nan
-
-    def _limit(self, norm: float) -> float:
-        if not math.isfinite(norm):
-            return math.inf if len(self._first) < self.warmup else self._mean
-        if len(self._first) < self.warmup:
-            self._first.append(norm)
-            first = torch.tensor(self._first, dtype=torch.float64)
-            self._mean, self._variance = first.mean().item(), first.var(correction=0).item()
-            return math.inf
-        deviation = math.sqrt(self._variance)
-        z = (norm - self._mean) / (deviation + 1e-12)
-        outlier = z > self.threshold
-        limit = self._mean + self.threshold**2 / z * deviation if outlier else math.inf
-        seen = limit if outlier else norm
-        new_mean = self.alpha * self._mean + (1 - self.alpha) * seen
-        self._variance = self.alpha * self._variance + (1 - self.alpha) * (seen - new_mean) ** 2
-        self._mean = new_mean
-        return limit
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"first": list(self._first), "mean": self._mean, "variance": self._variance}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._first = list(state["first"])
-        self._mean, self._variance = state["mean"], state["variance"]
+def count(name: str, value: int, least: int) -> int:
+    """A whole number of at least `least`; ValueError or TypeError with the argument's name."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    return int(value)
 
 
-class AGC:
-    """Adaptive gradient clipping: each unit's gradient norm to a fraction of its weight norm.
+def require_keys(clipper: object, state: dict[str, Any], *names: str) -> None:
+    """Raises where a state is not one that this clipper's ``state_dict`` gave."""
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise ValueError(
+            f"this is no state of {type(clipper).__name__}: it has no {', '.join(missing)}, only "
+            f"{', '.join(map(str, state)) or 'nothing'}"
+        )
 
-    A unit is one row of a matrix or one output filter of a convolution; a bias or a gain counts as
-    one unit. ``g *= min(1, clipping * max(|w|, eps) / |g|)`` per unit.
 
-    Args:
-        clipping: the fraction; > 0.
-        eps: stands for the norm of weights below it, so that zero weights can grow.
-
-    Source: Brock et al., "High-Performance Large-Scale Image Recognition Without Normalization",
-    ICML 2021 (arXiv 2102.06171). Leave the last linear layer out, as the paper does.
-    """
-
-    def __init__(self, clipping: float = 0.01, eps: float = 1e-3) -> None:
-        if not clipping > 0 or not eps >= 0:
-            raise ValueError(f"clipping must be > 0 and eps >= 0, got {clipping!r}, {eps!r}")
-        self.clipping, self.eps = clipping, eps
-
-    def clip_(self, parameters: Iterable[Tensor]) -> None:
-        """Clips the gradients in place, without waiting for a GPU.
-
-        On the CPU all of them in one call that reads weights and gradients once and writes only
-        units that are clipped; elsewhere in a few torch calls for each parameter.
-
-        Args:
-            parameters: of any shape and floating dtype; those without a gradient are skipped.
-        """
-        clip_units_(parameters, self.clipping, self.eps)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load: the limit depends on the weights alone."""
+def _scale(grads: Grads | None, parameters: list[Tensor], factor: float) -> None:
+    """Multiplies the gradients by a factor under 1: torch's 1e-6 is taken off the norm before."""
+    norm = torch.tensor(1 / factor - EPS if factor else math.inf, dtype=torch.float64, device="cpu")
+    if grads is None:
+        clip_grads_with_norm_(parameters, 1.0, norm)
+    else:
+        grads.clip_by_(1.0, norm)

@@ -9,16 +9,18 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from fastclip.clipping.names import named_nonfinite, split_pairs
 from fastclip.ops import observed
 from fastclip.ops.clip_value.dispatch import clip_values_, clip_values_ref_
 from fastclip.ops.grad_norm import compiled
 from fastclip.ops.grad_norm import dispatch as op
 
 _Tensors: TypeAlias = Tensor | Iterable[Tensor]
+_Named: TypeAlias = _Tensors | Iterable[tuple[str, Tensor]]
 
 
 def clip_grad_norm_(
-    parameters: _Tensors,
+    parameters: _Named,
     max_norm: float,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
@@ -31,6 +33,7 @@ def clip_grad_norm_(
 
     Args:
         parameters: a tensor or an iterable of tensors, whose ``.grad`` is clipped; None is skipped.
+            Also ``model.named_parameters()``: then `error_if_nonfinite` says the names.
         max_norm: the largest norm left alone.
         norm_type: p of the p-norm over all elements; ``'inf'`` for the largest magnitude.
         error_if_nonfinite: raise, before any gradient changes, where the norm is not finite.
@@ -60,13 +63,17 @@ def clip_grad_norm_(
                 "`parameters` is an empty generator, no gradient clipping will occur.",
                 stacklevel=2,
             )
+    names, parameters = split_pairs(parameters)
+    if names is not None:
+        with named_nonfinite(names, parameters, norm_type, take_grads=True):
+            return clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
     limit, p = _number("max_norm", max_norm), _number("norm_type", norm_type)
     arguments = parameters, True, limit, p, error_if_nonfinite, foreach
     return observed.call("clip_grad_norm_", compiled.clip_, op.clip_, *arguments)
 
 
 def get_total_norm(
-    tensors: _Tensors,
+    tensors: _Named,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
@@ -77,6 +84,10 @@ def get_total_norm(
     :func:`clip_grad_norm_`, but that these are the tensors themselves and not parameters.
     """
     tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    names, tensors = split_pairs(tensors)
+    if names is not None:
+        with named_nonfinite(names, tensors, norm_type, take_grads=False):
+            return get_total_norm(tensors, norm_type, error_if_nonfinite, foreach)
     p = _number("norm_type", norm_type)
     arguments = tensors, p, error_if_nonfinite, foreach
     return observed.call("get_total_norm", compiled.total_norm, op.total_norm, *arguments)

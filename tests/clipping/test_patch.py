@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
+import types
 
 import pytest
 import torch
@@ -13,13 +16,20 @@ import fastclip
 from fastclip.clipping import patch
 
 NAMES = ("clip_grad_norm_", "get_total_norm", "clip_grads_with_norm_", "clip_grad_value_")
+PRIVATE = {"_get_total_norm": "get_total_norm", "_clip_grads_with_norm_": "clip_grads_with_norm_"}
+
+
+def held() -> list:
+    """What torch holds now, under every name that it has for these functions."""
+    found = [(home, name) for home in (utils, utils.clip_grad) for name in (*NAMES, *PRIVATE)]
+    return [getattr(home, name, None) for home, name in found]
 
 
 @pytest.fixture(autouse=True)
 def restored():
-    before = [getattr(utils, name) for name in NAMES]
+    before = held()
     yield
-    assert [getattr(utils, name) for name in NAMES] == before
+    assert held() == before
     assert patch._depth == 0
 
 
@@ -56,6 +66,125 @@ def test_the_reference_road_does_not_call_itself():
         p = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
         p.grad = torch.ones(3, dtype=torch.complex64)
         assert utils.clip_grad_norm_([p], 1.0).item() == pytest.approx(3**0.5)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_the_names_of_recipes_are_fastclips_too(everywhere):
+    with fastclip.patched_torch(everywhere):
+        for name, public in PRIVATE.items():
+            assert getattr(utils.clip_grad, name) is getattr(fastclip, public)
+        p = nn.Parameter(torch.zeros(4))
+        p.grad = torch.ones(4)
+        total = utils.clip_grad._get_total_norm([p.grad], 2.0)
+        utils.clip_grad._clip_grads_with_norm_([p], 1.0, total)
+        assert total.item() == 2.0
+        assert p.grad.norm().item() == pytest.approx(1.0, rel=1e-5)
+
+
+ODD = {
+    "complex": lambda: torch.ones(4, dtype=torch.complex64),
+    "sparse": lambda: torch.ones(4).to_sparse(),
+    "meta": lambda: torch.ones(4, device="meta"),
+    "float8": lambda: torch.ones(4).to(torch.float8_e4m3fn),
+    "strides": lambda: torch.ones(2, 4).t()[::2],
+    "subclass": lambda: torch.ones(4).as_subclass(type("Odd", (torch.Tensor,), {})),
+}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("foreach", [None, True, False])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_no_fallback_comes_back_to_a_patched_function(monkeypatch, kind, foreach, everywhere):
+    """Each public call enters fastclip once: torch's own halves are not looked up where we are."""
+    entered = []
+    for name in NAMES:
+        original = patch._ours[name]
+
+        def counted(*args, name=name, original=original, **kwargs):
+            entered.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setitem(patch._ours, name, counted)
+    grad = ODD[kind]()
+    holder = type("Holder", (), {"grad": grad})()
+    calls = {
+        "clip_grad_norm_": lambda: utils.clip_grad_norm_([holder], 1.0, 3.0, foreach=foreach),
+        "get_total_norm": lambda: utils.get_total_norm([grad], 3.0, foreach=foreach),
+        "clip_grads_with_norm_": lambda: utils.clip_grads_with_norm_(
+            [holder], 1.0, torch.tensor(2.0), foreach=foreach
+        ),
+        "clip_grad_value_": lambda: utils.clip_grad_value_([holder], 1.0, foreach=foreach),
+    }
+    for name, call in calls.items():
+        outcomes = []
+        for patched in (False, True):
+            entered.clear()
+            with fastclip.patched_torch(everywhere) if patched else contextlib.nullcontext():
+                try:
+                    call()
+                    outcomes.append(None)
+                except RecursionError:
+                    raise
+                except (RuntimeError, NotImplementedError) as error:
+                    outcomes.append(type(error))
+        assert entered == [name]
+        assert outcomes[0] == outcomes[1]
+
+
+@pytest.fixture
+def module_with_copies(monkeypatch):
+    module = types.ModuleType("a_trainer")
+    exec("from torch.nn.utils import clip_grad_norm_, get_total_norm as norm_of", vars(module))
+    exec("from torch.nn.utils.clip_grad import _clip_grads_with_norm_ as scale", vars(module))
+    monkeypatch.setitem(sys.modules, "a_trainer", module)
+    return module
+
+
+@pytest.mark.core
+def test_everywhere_replaces_copies_and_puts_them_back(module_with_copies):
+    module = module_with_copies
+    names = ("clip_grad_norm_", "norm_of", "scale")
+    before = [getattr(module, name) for name in names]
+    ours = [fastclip.clip_grad_norm_, fastclip.get_total_norm, fastclip.clip_grads_with_norm_]
+    with fastclip.patched_torch():
+        assert [getattr(module, name) for name in names] == before
+        with fastclip.patched_torch(everywhere=True):
+            assert [getattr(module, name) for name in names] == ours
+            p = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+            p.grad = torch.ones(2, dtype=torch.complex64)
+            module.clip_grad_norm_([p], 1.0)
+            assert p.grad.abs().norm().item() == pytest.approx(1.0, rel=1e-5)
+    assert [getattr(module, name) for name in names] == before
+    with pytest.raises(OSError, match="inside"), fastclip.patched_torch(everywhere=True):
+        raise OSError("inside")
+    assert [getattr(module, name) for name in names] == before
+
+
+@pytest.mark.core
+def test_what_others_put_in_meanwhile_stays(module_with_copies):
+    with fastclip.patched_torch(everywhere=True):
+        module_with_copies.norm_of = other = object()
+    assert module_with_copies.norm_of is other
+
+
+@pytest.mark.core
+def test_everywhere_leaves_fastclip_its_reference():
+    from fastclip.ops.grad_norm import dispatch
+
+    before = dispatch.total_norm_ref, dispatch.scale_ref_
+    with fastclip.patched_torch(everywhere=True):
+        assert (dispatch.total_norm_ref, dispatch.scale_ref_) == before
+
+
+@pytest.mark.core
+def test_the_old_name_of_torch_runs_ours(calls):
+    p = nn.Parameter(torch.zeros(4))
+    p.grad = torch.ones(4)
+    with fastclip.patched_torch(), pytest.warns(FutureWarning):
+        utils.clip_grad_norm([p], 1.0)
+    assert len(calls) == 1
 
 
 @pytest.mark.core

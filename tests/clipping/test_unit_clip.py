@@ -42,8 +42,11 @@ def exact(p: torch.Tensor, clipping: float, eps: float) -> torch.Tensor:
     w, g = p.detach().double(), p.grad.double()
     units = w.shape[0] if w.ndim > 1 else 1
     rows = [x.reshape(units, w.numel() // max(units, 1)) for x in (w, g)]
-    norms = [torch.linalg.vector_norm(x, dim=1) for x in rows]
-    factor = (clipping * norms[0].clamp(min=eps) / norms[1].clamp(min=1e-6)).clamp(max=1.0)
+    # By hypot: squares of large and small doubles leave their own range.
+    norms = [torch.tensor([math.hypot(*r) for r in x.tolist()], dtype=torch.float64) for x in rows]
+    limit = clipping * norms[0].clamp(min=eps)
+    factor = limit / norms[1].clamp(min=1e-6)
+    factor = torch.where((norms[1] <= limit) & norms[1].isfinite(), 1.0, factor)
     return g * (factor.reshape(-1, *[1] * (w.ndim - 1)) if w.ndim > 1 else factor[0])
 
 
@@ -104,6 +107,52 @@ def test_nan_and_infinity_stay_in_their_unit(dtype):
     weight[3, 0] = math.inf
     grad[4, 0] = weight[4, 0] = -math.inf
     check([parameter(weight, grad)])
+
+
+LAYOUTS = {"dense": lambda x: x, "gaps": lambda x: x.t().contiguous().t()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [1e-9, 3e-8, 6e-7])
+def test_a_limit_under_1e_6_leaves_what_is_within_it(dtype, layout, size):
+    grad = LAYOUTS[layout](torch.full((3, 4), size, dtype=dtype))
+    norm = grad.double()[0].norm().item()
+    for eps, stays in ((1.01 * norm, True), (0.5 * norm, False)):
+        p = parameter(LAYOUTS[layout](torch.zeros(3, 4, dtype=dtype)), grad.clone())
+        before = p.grad.clone()
+        check([p], 1.0, eps)
+        assert torch.equal(p.grad, before) == (stays or norm == 0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        (torch.float32, 1e20),
+        (torch.float32, 3e38),
+        (torch.bfloat16, 1e38),
+        (torch.float64, 1e200),
+        (torch.float64, 1e-200),
+    ],
+)
+def test_no_layout_overflows_or_underflows(layout, dtype, size):
+    weight = LAYOUTS[layout](torch.full((3, 4), min(1.0, size), dtype=dtype))
+    check([parameter(weight, LAYOUTS[layout](torch.full((3, 4), size, dtype=dtype)))], eps=0.0)
+    p = parameter(LAYOUTS[layout](torch.full((3, 4), size, dtype=dtype)), weight.detach().clone())
+    check([p], 2.0, eps=0.0)
+
+
+@pytest.mark.parametrize("clip_factor", [1e-9, 1e-4, 0.01, 2.0])
+def test_tiny_and_large_gradients_are_timm_s(clip_factor):
+    timm_agc = pytest.importorskip("timm.utils.agc")
+    rows = torch.logspace(-10, 4, 15)
+    mine, theirs = (parameter(rows[:, None].expand(15, 4) * 10, randn((15, 4))) for _ in range(2))
+    for p in (mine, theirs):
+        p.grad *= rows.flip(0)[:, None]
+    fastclip.AGC(clip_factor, 1e-3).clip_([mine])
+    timm_agc.adaptive_clip_grad([theirs], clip_factor, 1e-3)
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=0)
 
 
 def test_zero_weights_and_zero_gradients():

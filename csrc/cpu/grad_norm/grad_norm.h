@@ -45,5 +45,7 @@ class NormPass {
 
 // The same without a pass before it.
 void scale_grads(const TensorList& list, double factor);
+// Each tensor by a factor of its own; those of 1 and more are not written.
+void scale_each(const TensorList& list, const double* factors);
 
 }  // namespace fastclip::cpu

@@ -36,14 +36,15 @@ template <class T>
 void clip(UnitPiece& piece, UnitRule rule) {
   const T* weight = static_cast<const T*>(piece.weight);
   T* grad = static_cast<T*>(piece.grad);
+  const double lowest = rule.clipping * rule.eps;  // no unit's limit is lower
   if (piece.units == 0) {
     piece.weight_sum = sum_squares(weight, piece.size, rule.eps);
-    piece.grad_sum = sum_squares(grad, piece.size, kGradFloor);
+    piece.grad_sum = sum_squares(grad, piece.size, lowest);
     return;
   }
   for (int64_t u = 0; u < piece.units; ++u, weight += piece.size, grad += piece.size) {
     const long double weight_sum = sum_squares(weight, piece.size, rule.eps);
-    const long double grad_sum = sum_squares(grad, piece.size, kGradFloor);
+    const long double grad_sum = sum_squares(grad, piece.size, lowest);
     const double factor = unit_factor(weight_sum, grad_sum, rule);
     if (factor == 1) continue;
     scale(grad, piece.size, factor);

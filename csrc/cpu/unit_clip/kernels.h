@@ -37,13 +37,14 @@ struct UnitTasks {
 
 constexpr double kGradFloor = 1e-6;
 
-// min(1, clipping * max(|w|, eps) / max(|g|, 1e-6)) from sums of squares; NaN where a sum is.
+// From sums of squares: 1 where |g| is within clipping * max(|w|, eps), else that limit over
+// max(|g|, 1e-6); NaN where a sum is, or where the limit and |g| are both infinite.
 static inline double unit_factor(long double weight_sum, long double grad_sum, UnitRule rule) {
   const double weight = static_cast<double>(__builtin_sqrtl(weight_sum));
   const double grad = static_cast<double>(__builtin_sqrtl(grad_sum));
   const double limit = rule.clipping * (weight < rule.eps ? rule.eps : weight);
-  const double factor = limit / (grad < kGradFloor ? kGradFloor : grad);
-  return factor > 1 ? 1 : factor;
+  if (grad <= limit && !__builtin_isinf(grad)) return 1;
+  return limit / (grad < kGradFloor ? kGradFloor : grad);
 }
 
 // Clips whole units, each while it is in cache; of parts, takes the sums of squares.

@@ -23,9 +23,9 @@ class UnitClip {
   // Whether two gradients share memory; then the order of clipping counts, and run() has none.
   bool overlaps() const;
 
-  // g *= min(1, clipping * max(|w|, eps) / max(|g|, 1e-6)) for each unit. Norms are summed in a
-  // fixed order, so no result depends on the number of threads. Returns for each pair, in the order
-  // of add(), whether its gradient was written.
+  // g *= unit_factor(|w|^2, |g|^2) for each unit, and no write where that is 1. Norms are summed in
+  // a fixed order, so no result depends on the number of threads. Returns for each pair, in the
+  // order of add(), whether its gradient was written.
   std::vector<bool> run();
 
  private:

@@ -70,6 +70,11 @@ class CpuGrads:
         """Multiplies every element by a 0-d factor, whatever it is."""
         self._multiply(float(factor.detach()))
 
+    def scale_each_(self, factors: Tensor) -> None:
+        """Multiplies each tensor by its factor, [tensors], float64; those of 1 stay unwritten."""
+        self._known.clear()
+        self._core.scale_each(self._list, factors)
+
     def step_factors(self, max_norm: float, p: float) -> tuple[Tensor, Tensor, Tensor]:
         """(the norm, 1 / factor, 1 where the norm is not finite): a fused step's inputs."""
         norm = self._norm(p)

@@ -22,7 +22,17 @@ from fastclip.ops.grad_norm.sharded import plain_norm
 # Captured at import, so that patching torch.nn.utils never makes the reference call itself.
 total_norm_ref = _torch_clip.get_total_norm
 scale_ref_ = _torch_clip.clip_grads_with_norm_
-clip_ref_ = _torch_clip.clip_grad_norm_
+
+
+def clip_ref_(
+    parameters: Sequence[Tensor], max_norm: float, p: float, error_if_nonfinite: bool, foreach: Any
+) -> Tensor:
+    """torch's clip_grad_norm_, by its two halves: itself it looks for them in torch.nn.utils."""
+    grads = [q.grad for q in parameters if q.grad is not None]
+    total = total_norm_ref(grads, p, error_if_nonfinite, foreach)
+    scale_ref_(parameters, max_norm, total, foreach)
+    return total
+
 
 NONFINITE = (
     "The total norm of order {p} for gradients from `parameters` is non-finite, so it cannot be "

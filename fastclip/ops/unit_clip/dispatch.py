@@ -15,9 +15,14 @@ from torch import Tensor
 from fastclip import native
 from fastclip.ops import observed
 
+_GRAD_FLOOR = 1e-6  # of the norm that divides, as in the published code
+
 
 def clip_units_(parameters: Iterable[Tensor], clipping: float, eps: float) -> None:
-    """Scales each unit of each gradient by min(1, clipping * max(|w|, eps) / max(|g|, 1e-6))."""
+    """Scales each unit of each gradient whose norm is over clipping * max(|w|, eps).
+
+    The factor is that limit over max(|g|, 1e-6).
+    """
     parameters = list(parameters)
     observed.call("clip_units_", _by_reference_, _by_core_, parameters, clipping, eps)
 
@@ -37,17 +42,25 @@ def _by_reference_(parameters: list[Tensor], clipping: float, eps: float) -> Non
 
 @torch.no_grad()
 def clip_units_ref_(weight: Tensor, grad: Tensor, clipping: float, eps: float) -> None:
-    """The same for one pair, in plain torch; in float32 at least."""
+    """The same for one pair, in plain torch; in float64 where the device has it."""
     limit = clipping * _unit_norms(weight).clamp(min=eps)
-    factor = (limit / _unit_norms(grad).clamp(min=1e-6)).clamp(max=1.0)
-    grad.mul_(factor)
+    norm = _unit_norms(grad)
+    within = (norm <= limit) & ~norm.isinf()
+    grad.mul_(torch.where(within, 1.0, limit / norm.clamp(min=_GRAD_FLOOR)))
 
 
 def _unit_norms(x: Tensor) -> Tensor:
-    x = x.detach().float() if x.dtype in (torch.float16, torch.bfloat16) else x.detach()
-    if x.ndim <= 1:
-        return torch.linalg.vector_norm(x)
-    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+    """The norm of each unit, shaped to broadcast; the square of no float32 leaves float64."""
+    x = x.detach()
+    dims = tuple(range(1, x.ndim)) if x.ndim > 1 else None
+    if x.device.type == "mps":
+        return torch.linalg.vector_norm(x.float(), dim=dims, keepdim=x.ndim > 1)
+    if x.dtype == torch.float64 and x.numel():
+        largest = x.abs().amax(dim=dims, keepdim=x.ndim > 1) if dims else x.abs().amax()
+        scale = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)
+        return torch.linalg.vector_norm(x / scale, dim=dims, keepdim=x.ndim > 1) * scale
+    wide = torch.complex128 if x.is_complex() else torch.float64
+    return torch.linalg.vector_norm(x, dim=dims, keepdim=x.ndim > 1, dtype=wide)
 
 
 def implementation(device: str) -> tuple[str, str]:
