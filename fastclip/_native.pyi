@@ -52,6 +52,8 @@ def structure_loss_forward(
     weighted_bce: bool,
     loss: Tensor,
     sums: Tensor,
+    pixel_iou: bool = False,
+    pos_weight: Tensor | None = None,
 ) -> None: ...
 def structure_loss_total(
     logits: Sequence[Tensor],
@@ -64,6 +66,8 @@ def structure_loss_total(
     factors: Sequence[float],
     sums: Tensor | None,
     grads: Sequence[Tensor | None],
+    pixel_iou: bool = False,
+    pos_weight: Tensor | None = None,
 ) -> Tensor: ...
 def structure_loss_backward(
     grad_loss: Tensor,
@@ -76,4 +80,6 @@ def structure_loss_backward(
     smooth: float,
     weighted_bce: bool,
     grads: Sequence[Tensor],
+    pixel_iou: bool = False,
+    pos_weight: Tensor | None = None,
 ) -> None: ...

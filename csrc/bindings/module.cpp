@@ -46,7 +46,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("scale_grads", &fastclip::scale_grads);
   m.def("clip_grads", &fastclip::clip_grads);
   m.def("clip_units", &fastclip::clip_units);
-  m.def("structure_loss_forward", &fastclip::structure_loss_forward);
-  m.def("structure_loss_total", &fastclip::structure_loss_total);
-  m.def("structure_loss_backward", &fastclip::structure_loss_backward);
+  fastclip::bind_structure_loss(m);
 }
