@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastclip.ops.structure_loss.shared import real_dtype, unwrapped
+from fastclip.ops.structure_loss.shared import check_memory, is_eager, real_dtype, unwrapped
 
 _CHOICES = {"bce": ("weighted", "mean"), "iou": ("image", "pixel"), "reduction": ("mean", "none")}
 _LOGIT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -67,6 +67,15 @@ def checked_mask(mask: Tensor, first: Tensor) -> Tensor:
     return unwrapped(mask)
 
 
+def _dense(name: str, tensor: Tensor) -> Tensor:
+    """The tensor, of which something is made before an implementation can check its memory."""
+    _check_strided(name, tensor)
+    tensor = unwrapped(tensor)
+    if is_eager([tensor]):
+        check_memory(name, tensor)
+    return tensor
+
+
 def _check_strided(name: str, tensor: Tensor) -> None:
     if tensor.layout != torch.strided or tensor.is_quantized:
         kind = tensor.dtype if tensor.is_quantized else tensor.layout
@@ -87,8 +96,8 @@ def checked_valid(valid: Tensor | None, mask: Tensor) -> Tensor | None:
             f"valid must be {per_image} or have the mask's shape, on {mask.device}; got "
             f"{tuple(valid.shape)} on {valid.device}"
         )
-    _check_strided("valid", valid)
-    return unwrapped(valid).detach().expand_as(mask)
+    valid = _dense("valid", valid).detach()
+    return valid if valid.shape == mask.shape else valid.expand_as(mask)
 
 
 def check_options(window: int, boundary_weight: float, smooth: float, **choices: str) -> None:
@@ -156,8 +165,7 @@ def checked_pos_weight(
         )
     if pos_weight.requires_grad:
         raise ValueError("pos_weight requires grad, but the loss has no gradient for it: detach it")
-    _check_strided("pos_weight", pos_weight)
-    return unwrapped(pos_weight).to(real).reshape(-1).expand(channels)
+    return _dense("pos_weight", pos_weight).to(real).reshape(-1).expand(channels)
 
 
 def checked_head_weights(
@@ -170,8 +178,7 @@ def checked_head_weights(
     if isinstance(head_weights, Tensor):
         if tuple(head_weights.shape) != (heads,) or head_weights.is_complex():
             raise ValueError(f"{wrong}{head_weights.dtype} of shape {tuple(head_weights.shape)}")
-        _check_strided("head_weights", head_weights)
-        return unwrapped(head_weights)
+        return _dense("head_weights", head_weights)
     try:
         each = list(head_weights)
     except TypeError:

@@ -17,7 +17,7 @@ from fastclip import native
 from fastclip.ops.structure_loss import cpu
 from fastclip.ops.structure_loss import triton as gpu
 from fastclip.ops.structure_loss.reference import structure_loss_ref
-from fastclip.ops.structure_loss.shared import PLAIN, Options, check_memory, outputs
+from fastclip.ops.structure_loss.shared import Options, check_memory, is_eager, outputs
 from fastclip.ops.structure_loss.transforms import Transformed, batched_backward
 
 _OPTIONS = "int window, float boundary_weight, float smooth, bool weighted_bce, "
@@ -38,10 +38,9 @@ def structure_loss(
 ) -> Tensor:
     """As `structure_loss_ref`, by the implementation for the logits' device."""
     if implementation(mask.device.type)[1]:
-        if _is_eager(logits, mask, valid):
-            for name, tensors in (("logits", logits), ("mask", [mask])):
-                for tensor in tensors:
-                    check_memory(name, tensor)
+        if is_eager(tensors := _tensors(logits, mask, valid)):
+            for tensor in tensors:
+                check_memory("a tensor of structure_loss", tensor)
         return structure_loss_ref(logits, mask, valid, *options)
     given = Options(*options)
     if torch._C._are_functorch_transforms_active():
@@ -58,7 +57,7 @@ def structure_loss_total(
 ) -> Tensor:
     """The mean over images and channels of the sum over heads of weights[head] * loss: 0-d."""
     count = mask.shape[0] * mask.shape[1]
-    if not isinstance(weights, Tensor) and _is_eager(logits, mask, valid):
+    if not isinstance(weights, Tensor) and count and is_eager(_tensors(logits, mask, valid)):
         for backend in (cpu, gpu):
             if backend.takes(mask.device.type):
                 return backend.total(logits, mask, valid, [w / count for w in weights], *options)
@@ -71,16 +70,8 @@ def structure_loss_total(
     return torch.stack([w * total for w, total in zip(weights, each, strict=True)]).sum() / count
 
 
-def _is_eager(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> bool:
-    """Whether nothing but autograd watches what is done with these tensors."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and mask.numel() > 0
-        and {type(mask), *map(type, logits)} <= PLAIN
-        and (valid is None or type(valid) in PLAIN)
-    )
+def _tensors(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> list[Tensor]:
+    return [*logits, mask] if valid is None else [*logits, mask, valid]
 
 
 def implementation(device: str) -> tuple[str, str]:

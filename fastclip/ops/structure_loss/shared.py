@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,6 +41,16 @@ def unwrapped(tensor: Tensor) -> Tensor:
         return tensor
     with torch._C.DisableTorchFunctionSubclass():
         return tensor.as_subclass(Tensor)
+
+
+def is_eager(tensors: Iterable[Tensor]) -> bool:
+    """Whether nothing but autograd watches what is done with these tensors."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and PLAIN.issuperset(map(type, tensors))
+    )
 
 
 def check_memory(name: str, tensor: Tensor) -> None:
