@@ -59,6 +59,8 @@ def structure_loss_forward(
     weighted_bce: bool,
     loss: Tensor,
     sums: Tensor,
+    pixel_iou: bool = False,
+    pos_weight: Tensor | None = None,
 ) -> None: ...
 def structure_loss_total(
     logits: Sequence[Tensor],
@@ -71,6 +73,8 @@ def structure_loss_total(
     factors: Sequence[float],
     sums: Tensor | None,
     grads: Sequence[Tensor | None],
+    pixel_iou: bool = False,
+    pos_weight: Tensor | None = None,
 ) -> Tensor: ...
 def structure_loss_backward(
     grad_loss: Tensor,
@@ -83,4 +87,6 @@ def structure_loss_backward(
     smooth: float,
     weighted_bce: bool,
     grads: Sequence[Tensor],
+    pixel_iou: bool = False,
+    pos_weight: Tensor | None = None,
 ) -> None: ...

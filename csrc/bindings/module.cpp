@@ -54,7 +54,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("clip_grads", &fastclip::clip_grads);
   m.def("clip_values", &fastclip::clip_values);
   m.def("clip_units", &fastclip::clip_units);
-  m.def("structure_loss_forward", &fastclip::structure_loss_forward);
-  m.def("structure_loss_total", &fastclip::structure_loss_total);
-  m.def("structure_loss_backward", &fastclip::structure_loss_backward);
+  fastclip::bind_structure_loss(m);
 }

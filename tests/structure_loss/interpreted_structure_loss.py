@@ -11,7 +11,7 @@ import os
 
 import pytest
 import torch
-from test_structure_loss import DEFAULTS, check, run, scene
+from test_structure_loss import DEFAULTS, check, run, scene, wide_scene
 from test_structure_loss_autograd import check_total
 
 import fastclip
@@ -145,6 +145,30 @@ def test_strides():
     ours = run(op.structure_loss, xs, m, upstream=upstream)
     for mine, true in zip(ours[1], exact[1], strict=True):
         torch.testing.assert_close(mine.double(), true, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("logits", LOGITS)
+@pytest.mark.parametrize("pixel", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_iou_per_pixel_and_weight_of_positives(logits, pixel, weighted):
+    shape = (2, 2, 7, 19)
+    xs, m = scene(shape, logits, heads=2, soft=True)
+    valid = torch.rand(shape) > 0.3
+    positive = torch.linspace(0.3, 4, shape[1], dtype=torch.float64).to(
+        torch.float64 if logits == torch.float64 else torch.float32
+    )
+    for p, v in ((positive, valid), (None, None)):
+        options = (5, 5.0, 0.7, weighted, pixel, p)
+        check(xs, m, v, options)
+        check_total(xs, m, v, options, 0.37)
+    valid[0] = False
+    loss, grads = run(op.structure_loss, xs, m, valid, options)
+    assert (loss[:, 0] == 0).all()
+    assert all((grad[0] == 0).all() and grad.isfinite().all() for grad in grads)
+
+
+def test_wide_images_keep_their_digits():
+    check(*wide_scene(20_000))
 
 
 def test_options():

@@ -32,6 +32,12 @@ def scene(shape, logits=torch.float32, mask=torch.float32, heads=1, scale=3.0, s
     return xs, m.to(mask)
 
 
+def wide_scene(width):
+    """A row in which every pixel rounds the same way, so that errors of a sum add up."""
+    x = torch.full((1, 1, 1, width), 0.37)
+    return [x], (torch.arange(width).expand_as(x) % 40 < 13).float()
+
+
 def run(function, xs, m, valid=None, options=DEFAULTS, upstream=None):
     """(loss, gradients) of the op-level functions: [heads, B, C] and one per head."""
     leaves = [x.detach().clone().requires_grad_() for x in xs]

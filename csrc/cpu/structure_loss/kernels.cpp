@@ -16,8 +16,23 @@ namespace {
 // where none would hold them that long.
 enum class Keep { kNothing, kCached, kStreamed };
 
+// Which loss: the IoU formed per pixel, and a positive's own weight in the BCE. The stock one has
+// neither, and its loops know nothing of them.
+enum class Kind { kStock, kPositive, kPixel };
+
+// The cross-entropy of a logit x with e = exp(-|x|); `positive` is the weight of a positive.
+template <Kind kKind, class Vector, class Real>
+FASTCLIP_INLINE Vector bce_of(const Vector& x, const Vector& e, const Vector& m, Real positive) {
+  if constexpr (kKind == Kind::kStock) {
+    return (at_least_0(x) - m * x) + log1p_unit(e);
+  } else {
+    const Vector log1p = log1p_unit(e);
+    return (1 - m) * (at_least_0(x) + log1p) + positive * m * (at_least_0(-x) + log1p);
+  }
+}
+
 // The heads' work on the rows of a band; kMasked where there is a map of valid pixels.
-template <class Row, class T, bool kMasked>
+template <class Row, class T, bool kMasked, Kind kKind>
 class Band {
  public:
   typedef typename Row::Real Real;
@@ -35,15 +50,18 @@ class Band {
   template <Keep kKeep>
   void sum(int64_t image, int64_t band) {
     for (int64_t h = 0; h < pass_.head_count; ++h) sums_[h] = HeadSums{};
-    Sum bce_weight{}, weighted_mask{};
-    each_strip(image, band, [&](int64_t at, int64_t pixels, const typename Weights::Sums& common) {
-      bce_weight += Row::widen(common.bce_weight);
-      weighted_mask += Row::widen(common.mask);
+    Sum bce_weight{}, second{};
+    each_strip(image, band, [&](int64_t at, int64_t pixels, const auto& common) {
+      bce_weight += common.bce_weight;
+      second += common.second;
       for (int64_t h = 0; h < pass_.head_count; ++h) {
         const T* logits = (const T*)pass_.heads[h].logits + at;
         T* grad = kKeep != Keep::kNothing ? (T*)pass_.heads[h].grad : nullptr;
-        grad != nullptr ? keep<kKeep>(logits, grad + at, pixels, sums_[h])
-                        : add<Keep::kNothing>(logits, nullptr, pixels, sums_[h]);
+        for (int64_t first = 0; first < pixels; first += kPiece) {
+          const int64_t count = pixels - first < kPiece ? pixels - first : kPiece;
+          grad != nullptr ? keep<kKeep>(logits, grad + at, first, count, sums_[h])
+                          : add<Keep::kNothing>(logits, nullptr, first, count, sums_[h]);
+        }
       }
     });
     if (kKeep == Keep::kStreamed) stream_fence();
@@ -52,14 +70,14 @@ class Band {
       out[h].bce_weight = Row::total(bce_weight);
       out[h].bce = Row::total(sums_[h].bce);
       out[h].intersection = Row::total(sums_[h].intersection);
-      out[h].total = Row::total(sums_[h].sigmoid) + Row::total(weighted_mask);
+      out[h].total = Row::total(sums_[h].sigmoid) + Row::total(second);
     }
   }
 
   // Writes the band's gradients, once the sums of the whole image are known.
   template <bool kKept>
   void differentiate(int64_t image, int64_t band) {
-    each_strip(image, band, [&](int64_t at, int64_t pixels, const typename Weights::Sums&) {
+    each_strip(image, band, [&](int64_t at, int64_t pixels, const auto&) {
       for (int64_t h = 0; h < pass_.head_count; ++h) {
         if (pass_.heads[h].grad == nullptr) continue;
         const T* logits = (const T*)pass_.heads[h].logits + at;
@@ -87,6 +105,7 @@ class Band {
   void each_strip(int64_t image, int64_t band, F work) {
     const int64_t first = band * pass_.band_rows, below = first + pass_.band_rows;
     const int64_t end = below < pass_.height ? below : pass_.height;
+    if (pass_.pos_weight != nullptr) positive_ = (Real)pass_.pos_weight[image % pass_.channels];
     weights_.start(image, first);
     for (int64_t y = first; y < end; y += pass_.strip_rows) {
       const int64_t rows = end - y < pass_.strip_rows ? end - y : pass_.strip_rows;
@@ -132,25 +151,34 @@ class Band {
 
   // Streams where the strip is aligned for it.
   template <Keep kKeep>
-  void keep(const T* logits, T* sigmoid, int64_t pixels, HeadSums& sums) {
+  void keep(const T* logits, T* sigmoid, int64_t first, int64_t pixels, HeadSums& sums) {
     const bool aligned = (uintptr_t)sigmoid % sizeof(Vector) == 0;
-    kKeep == Keep::kCached || aligned ? add<kKeep>(logits, sigmoid, pixels, sums)
-                                      : add<Keep::kCached>(logits, sigmoid, pixels, sums);
+    kKeep == Keep::kCached || aligned ? add<kKeep>(logits, sigmoid, first, pixels, sums)
+                                      : add<Keep::kCached>(logits, sigmoid, first, pixels, sums);
   }
 
-  // Not inlined, as `write`: loops of their own have the registers for themselves.
+  // Adds up a strip's pixels from `first` on. Not inlined, as `write`: loops of their own have the
+  // registers for themselves.
   template <Keep kKeep>
-  __attribute__((noinline)) void add(const T* logits, T* sigmoid, int64_t pixels, HeadSums& sums) {
-    const Real *mask = weights_.mask, *weight = weights_.weight, *v = weights_.bce_weight();
+  __attribute__((noinline)) void add(const T* logits, T* sigmoid, int64_t first, int64_t pixels,
+                                     HeadSums& sums) {
+    const Real *mask = weights_.mask + first, *weight = weights_.weight + first;
+    const Real* v = weights_.bce_weight() + first;
+    const Real positive = positive_, smooth = (Real)pass_.smooth;
+    logits += first, sigmoid += first;
     Vector bce_sum{}, intersection{}, sigmoids{};
     const auto step = [&](auto at, auto left, auto x, auto e) __attribute__((always_inline)) {
       const Vector m = Row::read(mask + at, left), w = Row::read(weight + at, left);
       const Vector s = unit_or(x, e) / (1 + e);
-      const Vector bce = (at_least_0(x) - m * x) + log1p_unit(e);
-      const Vector ws = w * s;
-      bce_sum += Row::read(v + at, left) * bce;
-      intersection += ws * m;
-      sigmoids += ws;
+      bce_sum += Row::read(v + at, left) * bce_of<kKind, Vector>(x, e, m, positive);
+      if constexpr (kKind == Kind::kPixel) {
+        const Vector negative = unit_or(-x, e) / (1 + e);  // 1 - s, with its digits near 0
+        intersection += w * ((s * (1 - m) + m * negative) / ((s + m) - s * m + smooth));
+      } else {
+        const Vector ws = w * s;
+        intersection += ws * m;
+        sigmoids += ws;
+      }
       if constexpr (kKeep == Keep::kCached) {
         __builtin_prefetch(sigmoid + kAhead + at, 1, 2);
         Row::write(sigmoid + at, s, left);
@@ -158,7 +186,7 @@ class Band {
         Row::stream(sigmoid + at, s, left);
       }
     };
-    each_logit(logits, weights_.valid, pixels, step);
+    each_logit(logits, weights_.valid + first, pixels, step);
     sums.bce += Row::widen(bce_sum);
     sums.intersection += Row::widen(intersection);
     sums.sigmoid += Row::widen(sigmoids);
@@ -169,9 +197,21 @@ class Band {
                                        const LossGradient& g) {
     const Real *mask = weights_.mask, *weight = weights_.weight, *valid = weights_.valid;
     const Real g_bce = (Real)g.bce, g_total = (Real)g.total, g_inter = (Real)g.intersection;
+    const Real positive = positive_, smooth = (Real)pass_.smooth;
     const auto put = [&](auto at, auto left, auto s, auto slope) __attribute__((always_inline)) {
       const Vector m = Row::read(mask + at, left), w = Row::read(weight + at, left);
-      const Vector bce = g_bce * (s - m), iou = slope * (g_total - g_inter * m);
+      Vector bce, iou;
+      if constexpr (kKind == Kind::kStock) {
+        bce = g_bce * (s - m);
+      } else {
+        bce = g_bce * ((1 - m) * s - positive * m * (1 - s));
+      }
+      if constexpr (kKind == Kind::kPixel) {
+        const Vector either = (s + m) - s * m + smooth;
+        iou = slope * g_total * ((smooth - 2 * smooth * m - m * m) / (either * either));
+      } else {
+        iou = slope * (g_total - g_inter * m);
+      }
       const Vector d = kWeighted ? w * (bce + iou) : Row::read(valid + at, left) * bce + w * iou;
       Row::write(grad + at, d, left);
     };
@@ -194,6 +234,7 @@ class Band {
   const LossPass& pass_;
   HeadSums* sums_;
   Weights weights_;
+  Real positive_ = 1;  // the weight of a positive, in the channel at work
 };
 
 // Sums, then gradients. With images enough for every thread each keeps to its image, whose maps are
@@ -246,7 +287,10 @@ void run(const LossPass& pass) {
 
 template <class Row, class T>
 void run(const LossPass& pass) {
-  pass.valid != nullptr ? run<Band<Row, T, true>>(pass) : run<Band<Row, T, false>>(pass);
+  if (pass.pixel_iou) return run<Band<Row, T, true, Kind::kPixel>>(pass);
+  if (pass.pos_weight != nullptr) return run<Band<Row, T, true, Kind::kPositive>>(pass);
+  pass.valid != nullptr ? run<Band<Row, T, true, Kind::kStock>>(pass)
+                        : run<Band<Row, T, false, Kind::kStock>>(pass);
 }
 
 }  // namespace

@@ -14,13 +14,17 @@ struct LossHead {
 };
 
 // Sums over the pixels of one image: the weight of the BCE term, that times the BCE, and with the
-// boundary weight w, s = sigmoid(logit) and m = mask, of s m w and of (s + m) w.
+// boundary weight w, s = sigmoid(logit) and m = mask, of s m w and of (s + m) w. Where the IoU is
+// formed per pixel those two are of w u, with u = 1 - (s m + smooth) / (s + m - s m + smooth), and
+// of w.
 struct LossSums {
   double bce_weight, bce, intersection, total;
 };
 
 // d loss / d logit = bce (s - m) v + s (1 - s) (total - intersection m) w, where v is the weight of
-// the BCE term: w, or 1 for a plain mean.
+// the BCE term: w, or 1 for a plain mean. Where the IoU is formed per pixel its part is
+// s (1 - s) total w du/ds. With a weight p of the positive the BCE's is
+// bce ((1 - m) s - p m (1 - s)) v.
 struct LossGradient {
   double bce, total, intersection;
 };
@@ -42,9 +46,12 @@ struct LossPass {
   double boundary_weight, smooth;
   double window_area;
   bool weighted_bce;
-  bool streams;       // kBoth: no cache holds an image's maps until the second pass
-  const void* mask;   // [images, height, width]
-  const void* valid;  // the same, or null: all are valid
+  bool pixel_iou;
+  const double* pos_weight;  // [channels], the weight of a positive in the BCE; or null: all are 1
+  int64_t channels;          // image i is of channel i % channels
+  bool streams;              // kBoth: no cache holds an image's maps until the second pass
+  const void* mask;          // [images, height, width]
+  const void* valid;         // the same, or null: all are valid
   DType mask_dtype, valid_dtype, logits_dtype;
   const LossHead* heads;
   int64_t head_count;

@@ -9,6 +9,10 @@
 namespace fastclip::cpu {
 namespace {
 
+// A sum of float32 goes on in float64 after so many pixels: after 100,000 it would have lost two
+// digits. The strips of images that are no wider are no longer.
+constexpr int64_t kPiece = 1024;
+
 struct FloatRow {
   typedef float Real;
   typedef f32v Vector;

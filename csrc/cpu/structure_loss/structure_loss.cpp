@@ -55,6 +55,9 @@ LossPass StructureLoss::pass() const {
   pass.smooth = smooth;
   pass.window_area = static_cast<double>(window) * static_cast<double>(window);
   pass.weighted_bce = weighted_bce;
+  pass.pixel_iou = pixel_iou;
+  pass.pos_weight = pos_weight;
+  pass.channels = channels;
   const int64_t maps = 2 * static_cast<int64_t>(heads.size()) + 1;  // logits, gradients, mask
   pass.streams = maps * height * width * static_cast<int64_t>(sizeof(float)) > kStreamBytes;
   pass.mask = mask;
@@ -81,12 +84,14 @@ void StructureLoss::run(LossPass& pass) const {
 }
 
 void StructureLoss::forward(LossSums* sums, double* loss) const {
+  if (is_empty()) return;
   LossPass pass = this->pass();
   pass.work = LossWork::kSums;
   sum(pass, sums, loss);
 }
 
 void StructureLoss::forward_backward(const double* upstream, LossSums* sums, double* loss) const {
+  if (is_empty()) return;
   LossPass pass = this->pass();
   std::vector<LossGradient> gradients(images * pass.head_count);
   pass.work = LossWork::kBoth;
@@ -96,7 +101,6 @@ void StructureLoss::forward_backward(const double* upstream, LossSums* sums, dou
 }
 
 void StructureLoss::sum(LossPass& pass, LossSums* sums, double* loss) const {
-  if (images * height * width == 0) return;
   std::vector<LossSums> bands(images * pass.bands * pass.head_count);
   pass.sums = bands.data();
   run(pass);
@@ -104,19 +108,19 @@ void StructureLoss::sum(LossPass& pass, LossSums* sums, double* loss) const {
     for (int64_t image = 0; image < images; ++image) {
       const int64_t i = head * images + image;
       sums[i] = image_sums(pass, image, head);
-      loss[i] = loss_of(sums[i], smooth);
+      loss[i] = loss_of(pass, sums[i]);
     }
   }
 }
 
 void StructureLoss::backward(const LossSums* sums, const double* grad_loss) const {
-  if (images * height * width == 0) return;
+  if (is_empty()) return;
   LossPass pass = this->pass();
   std::vector<LossGradient> gradients(images * pass.head_count);
   for (int64_t image = 0; image < images; ++image) {
     for (int64_t head = 0; head < pass.head_count; ++head) {
       const int64_t i = head * images + image;
-      gradients[image * pass.head_count + head] = gradient_of(sums[i], smooth, grad_loss[i]);
+      gradients[image * pass.head_count + head] = gradient_of(pass, sums[i], grad_loss[i]);
     }
   }
   pass.work = LossWork::kGradients;

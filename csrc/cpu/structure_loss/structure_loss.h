@@ -12,7 +12,9 @@ struct StructureLoss {
   int64_t height, width;
   int64_t window;  // odd
   double boundary_weight, smooth;
-  bool weighted_bce;
+  bool weighted_bce, pixel_iou;
+  const double* pos_weight;  // [channels], or null
+  int64_t channels;          // image i is of channel i % channels
   const void* mask;
   const void* valid;  // or null
   DType mask_dtype, valid_dtype, logits_dtype;
@@ -29,6 +31,7 @@ struct StructureLoss {
   void backward(const LossSums* sums, const double* grad_loss) const;
 
  private:
+  bool is_empty() const { return images == 0 || height == 0 || width == 0; }
   LossPass pass() const;
   void run(LossPass& pass) const;
   void sum(LossPass& pass, LossSums* sums, double* loss) const;

@@ -21,14 +21,17 @@ FASTCLIP_INLINE LossSums image_sums(const LossPass& pass, int64_t image, int64_t
 }
 
 // With no valid pixel there is nothing to lose: loss and gradient are zero.
-FASTCLIP_INLINE double loss_of(const LossSums& s, double smooth) {
+FASTCLIP_INLINE double loss_of(const LossPass& pass, const LossSums& s) {
   if (s.bce_weight == 0) return 0;
-  const double denominator = s.total - s.intersection + smooth;
-  return s.bce / s.bce_weight + 1 - (s.intersection + smooth) / denominator;
+  if (pass.pixel_iou) return s.bce / s.bce_weight + s.intersection / s.total;
+  const double denominator = s.total - s.intersection + pass.smooth;
+  return s.bce / s.bce_weight + 1 - (s.intersection + pass.smooth) / denominator;
 }
 
-FASTCLIP_INLINE LossGradient gradient_of(const LossSums& s, double smooth, double upstream) {
+FASTCLIP_INLINE LossGradient gradient_of(const LossPass& pass, const LossSums& s, double upstream) {
   if (s.bce_weight == 0) return {0, 0, 0};
+  if (pass.pixel_iou) return {upstream / s.bce_weight, upstream / s.total, 0};
+  const double smooth = pass.smooth;
   const double denominator = s.total - s.intersection + smooth;
   const double scale = upstream / (denominator * denominator);
   return {upstream / s.bce_weight, scale * (s.intersection + smooth),
@@ -38,7 +41,7 @@ FASTCLIP_INLINE LossGradient gradient_of(const LossSums& s, double smooth, doubl
 FASTCLIP_INLINE void find_gradients(const LossPass& pass, int64_t image) {
   for (int64_t head = 0; head < pass.head_count; ++head) {
     pass.gradients[image * pass.head_count + head] =
-        gradient_of(image_sums(pass, image, head), pass.smooth, pass.upstream[head]);
+        gradient_of(pass, image_sums(pass, image, head), pass.upstream[head]);
   }
 }
 

@@ -64,11 +64,14 @@ class WeightRows {
 
   const Real* bce_weight() const { return pass_.weighted_bce ? weight : valid; }
 
-  // Rows y .. y + rows; returns the sums of the BCE's weight and of the weighted mask, a lane each.
-  struct Sums {
-    Vector bce_weight, mask;
+  // Sums of the BCE's weight, and of the weighted mask, or of the weight itself where the IoU is
+  // formed per pixel.
+  struct WideSums {
+    typename Row::Sum bce_weight, second;
   };
-  Sums next(int64_t y, int64_t rows) {
+
+  // Makes rows y .. y + rows, and returns their sums.
+  WideSums next(int64_t y, int64_t rows) {
     Sums sums{};
     mask = is_direct() ? mask_row(y, nullptr, nullptr) : own_mask_;
     for (int64_t row = 0; row < rows; ++row) {
@@ -76,10 +79,34 @@ class WeightRows {
       sums.bce_weight += more.bce_weight;
       sums.mask += more.mask;
     }
-    return sums;
+    // A sum over a long row has lost digits by its end.
+    if (pass_.pixel_iou || width_ > kPiece) return sums_of(rows * width_);
+    return {Row::widen(sums.bce_weight), Row::widen(sums.mask)};
   }
 
  private:
+  struct Sums {
+    Vector bce_weight, mask;  // a lane each
+  };
+
+  // The sums of so many finished pixels, piece by piece.
+  WideSums sums_of(int64_t pixels) const {
+    const Real* v = bce_weight();
+    WideSums sums{};
+    for (int64_t first = 0; first < pixels; first += kPiece) {
+      const int64_t end = pixels - first < kPiece ? pixels : first + kPiece;
+      Sums piece{};
+      for (int64_t at = first; at < end; at += Row::kStep) {
+        const Vector w = Row::read(weight + at, end - at);
+        piece.bce_weight += Row::read(v + at, end - at);
+        piece.mask += pass_.pixel_iou ? w : w * Row::read(mask + at, end - at);
+      }
+      sums.bce_weight += Row::widen(piece.bce_weight);
+      sums.second += Row::widen(piece.mask);
+    }
+    return sums;
+  }
+
   // Row y, which lies `at` pixels behind the first.
   Sums next_row(int64_t y, int64_t at) {
     // A row leaves only if a row above came in.

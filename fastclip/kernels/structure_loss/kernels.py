@@ -1,7 +1,8 @@
-"""Triton kernels of the structure loss, in the order of their launches.
+"""Triton kernels of the structure loss that see pixels, in the order of their launches.
 
 Notation: m mask, x logit, s = sigmoid(x), w boundary weight, v weight of the BCE term (w, or 1 for
-a plain mean); REAL is the dtype of all arithmetic; an image is one channel of one of the batch.
+a plain mean), u a pixel's IoU loss, p weight of a positive; REAL is the dtype of all arithmetic but
+the last sums'; an image is one channel of one of the batch.
 
 A window's sum slides: it is the running sum of (pixel that enters - pixel that leaves), so a pixel
 costs two loads in each direction at any window, and rounding errors are those of one window, not of
@@ -15,8 +16,11 @@ import triton
 import triton.language as tl
 
 from fastclip.kernels.structure_loss.tile import (
-    gradient_factors,
+    cross_entropy,
+    image_gradient_factors,
+    in_precision,
     log1p,
+    pixel_gradient_factors,
     read_mask,
     rows_of_program,
     sigmoid,
@@ -73,7 +77,8 @@ def column_sums(
 
 @triton.jit
 def image_sums(
-    partial,  # [images, groups, slots] REAL, written: 3 slots for every head, 2 for all together
+    # [images, groups, slots] float64, written: 3 slots for every head, 2 for all together
+    partial,
     slots,
     heads,  # tuple of [images, height, width]
     columns,  # [images, height, width] REAL
@@ -87,20 +92,29 @@ def image_sums(
     radius,  # < width
     share: tl.float64,  # boundary_weight / window area
     boundary_weight: tl.float64,
+    smooth: tl.float64,
+    pos_weight,  # [channels] REAL
     WEIGHTED_BCE: tl.constexpr,
+    PIXEL_IOU: tl.constexpr,
+    HAS_POS_WEIGHT: tl.constexpr,
     REAL: tl.constexpr,
     HAS_VALID: tl.constexpr,
     SLOTS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
-    """A program sums v bce, w s m, w s of every head, and v, w m, over a group of ROWS rows."""
+    """A program sums v bce, w s m, w s of every head, and v, w m, over a group of ROWS rows.
+
+    Where the IoU is formed per pixel those of w s m, w s and w m are w u, nothing and w.
+    """
     image, rows, row = rows_of_program(height, width, ROWS)
     valid += image // channels * valid_batch_stride + image % channels * valid_channel_stride
     valid -= image * height * width  # as row counts from the first image
     slot = tl.arange(0, SLOTS)
     common: tl.constexpr = 3 * len(heads)
-    sums = tl.zeros([SLOTS], REAL)
+    sums = tl.zeros([SLOTS], tl.float64)  # a wide row's would lose digits in float32
+    p = tl.load(pos_weight + image % channels) if HAS_POS_WEIGHT else 1.0
+    k = in_precision(smooth, REAL)
 
     before = window_before(columns, row, rows, radius, REAL, BLOCK_X)
     for x0 in range(0, width, BLOCK_X):
@@ -110,80 +124,25 @@ def image_sums(
         m, exists = read_mask(mask, valid, row + x, inside, REAL, HAS_VALID)
         w = weigh(box, m, exists, share, boundary_weight, REAL)
         v = w if WEIGHTED_BCE else exists.to(REAL)
+        tile = tl.zeros([SLOTS], REAL)
         for h in tl.static_range(len(heads)):
             logit = tl.load(heads[h] + row + x, mask=exists, other=0).to(REAL)
-            e, _, s = sigmoid(logit)
-            # Torch's terms, so that an infinite logit gives its infinity or its NaN.
-            bce = (1 - m) * logit - tl.minimum(logit, 0.0) + log1p(e, REAL)
-            ws = w * s
-            sums += tl.where(slot == 3 * h, tl.sum(v * bce), 0.0)
-            sums += tl.where(slot == 3 * h + 1, tl.sum(ws * m), 0.0)
-            sums += tl.where(slot == 3 * h + 2, tl.sum(ws), 0.0)
-        sums += tl.where(slot == common, tl.sum(v), 0.0)
-        sums += tl.where(slot == common + 1, tl.sum(w * m), 0.0)
+            e, r, s = sigmoid(logit)
+            bce = cross_entropy(logit, log1p(e, REAL), m, p, HAS_POS_WEIGHT)
+            tile += tl.where(slot == 3 * h, tl.sum(v * bce), 0.0)
+            if PIXEL_IOU:
+                # 1 - s from its own terms keeps its digits near 0.
+                u = (s * (1 - m) + m * tl.where(logit >= 0, e * r, r)) / (s + m - s * m + k)
+                tile += tl.where(slot == 3 * h + 1, tl.sum(w * u), 0.0)
+            else:
+                ws = w * s
+                tile += tl.where(slot == 3 * h + 1, tl.sum(ws * m), 0.0)
+                tile += tl.where(slot == 3 * h + 2, tl.sum(ws), 0.0)
+        tile += tl.where(slot == common, tl.sum(v), 0.0)
+        tile += tl.where(slot == common + 1, tl.sum(w if PIXEL_IOU else w * m), 0.0)
+        sums += tile
     partial += tl.program_id(0).to(tl.int64) * slots
     tl.store(partial + slot, sums, mask=slot < common + 2)
-
-
-@triton.jit
-def finish(
-    loss,  # [heads, images], written
-    sums,  # [heads, images, 4] float64, written: of v, v bce, w s m and w (s + m)
-    partial,  # [images, groups, slots]
-    slots,
-    images,
-    groups,
-    smooth: tl.float64,
-    BLOCK: tl.constexpr,
-):
-    """A program adds up the groups of one head and image."""
-    head, image = tl.program_id(0) // images, tl.program_id(0) % images
-    partial += image.to(tl.int64) * groups * slots
-    v, bce = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
-    both, either = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
-    for first in range(0, groups, BLOCK):
-        group = first + tl.arange(0, BLOCK)
-        at, inside = partial + group.to(tl.int64) * slots, group < groups
-        bce += tl.load(at + 3 * head, mask=inside, other=0)
-        both += tl.load(at + 3 * head + 1, mask=inside, other=0)
-        either += tl.load(at + 3 * head + 2, mask=inside, other=0)
-        v += tl.load(at + slots - 2, mask=inside, other=0)
-        either += tl.load(at + slots - 1, mask=inside, other=0)
-    v_sum, bce_sum, intersection, total = tl.sum(v), tl.sum(bce), tl.sum(both), tl.sum(either)
-    sums += tl.program_id(0) * 4
-    tl.store(sums, v_sum)
-    tl.store(sums + 1, bce_sum)
-    tl.store(sums + 2, intersection)
-    tl.store(sums + 3, total)
-    iou = (intersection + smooth) / (total - intersection + smooth)
-    value = bce_sum / tl.where(v_sum == 0, 1.0, v_sum) + 1 - iou
-    tl.store(loss + tl.program_id(0), tl.where(v_sum == 0, 0.0, value))  # nothing to lose
-
-
-@triton.jit
-def weighted_total(
-    total,  # one REAL: written by the FIRST launch, added to by the others
-    loss,  # [heads, images]
-    images,
-    factor_0: tl.float64,  # of each head
-    factor_1: tl.float64,
-    factor_2: tl.float64,
-    factor_3: tl.float64,
-    HEADS: tl.constexpr,
-    FIRST: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One program sums factor * loss over heads and images."""
-    factors = (factor_0, factor_1, factor_2, factor_3)
-    each = tl.zeros([BLOCK], tl.float64)
-    for h in tl.static_range(HEADS):
-        for first in range(0, images, BLOCK):
-            image = first + tl.arange(0, BLOCK)
-            each += factors[h] * tl.load(loss + h * images + image, mask=image < images, other=0)
-    value = tl.sum(each)
-    if not FIRST:
-        value += tl.load(total)
-    tl.store(total, value)
 
 
 @triton.jit
@@ -212,7 +171,10 @@ def gradients(
     share: tl.float64,
     boundary_weight: tl.float64,
     smooth: tl.float64,
+    pos_weight,  # [channels] REAL
     WEIGHTED_BCE: tl.constexpr,
+    PIXEL_IOU: tl.constexpr,
+    HAS_POS_WEIGHT: tl.constexpr,
     REAL: tl.constexpr,
     HAS_VALID: tl.constexpr,
     ROWS: tl.constexpr,
@@ -228,7 +190,13 @@ def gradients(
     factors = ()
     for h in tl.static_range(len(heads)):
         up = tl.load(upstream + h * upstream_head_stride) * tl.cast(head_factors[h], REAL)
-        factors += (gradient_factors(sums + (h * images + image) * 4, up, smooth, REAL),)
+        at = sums + (h * images + image) * 4
+        if PIXEL_IOU:
+            factors += (pixel_gradient_factors(at, up, REAL),)
+        else:
+            factors += (image_gradient_factors(at, up, smooth, REAL),)
+    p = tl.load(pos_weight + image % channels) if HAS_POS_WEIGHT else 1.0
+    k = in_precision(smooth, REAL)
 
     before = window_before(columns, row, rows, radius, REAL, BLOCK_X)
     for x0 in range(0, width, BLOCK_X):
@@ -241,5 +209,11 @@ def gradients(
         for h in tl.static_range(len(heads)):
             a, b, c = factors[h]
             e, r, s = sigmoid(tl.load(heads[h] + row + x, mask=exists, other=0).to(REAL))
-            grad = a * v * (s - m) + (b - c * m) * w * (e * r * r)  # s (1 - s) = e r r
+            d_bce = (1 - m) * s - p * m * (1 - s) if HAS_POS_WEIGHT else s - m
+            if PIXEL_IOU:
+                either = s + m - s * m + k
+                d_iou = b * ((k - 2 * k * m - m * m) / (either * either))
+            else:
+                d_iou = b - c * m
+            grad = a * v * d_bce + d_iou * w * (e * r * r)  # s (1 - s) = e r r
             tl.store(grads[h] + row + x, grad, mask=inside)

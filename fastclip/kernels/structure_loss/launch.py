@@ -21,13 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastclip.kernels.structure_loss.kernels import (
-    column_sums,
-    finish,
-    gradients,
-    image_sums,
-    weighted_total,
-)
+from fastclip.kernels.structure_loss.kernels import column_sums, gradients, image_sums
+from fastclip.kernels.structure_loss.totals import finish, weighted_total
 
 # Heads of one launch: their addresses are its arguments, so that no table of them is copied to the
 # device. A longer list takes more launches, each of which reads C and the mask again.
@@ -51,6 +46,8 @@ def forward(
     boundary_weight: float,
     smooth: float,
     weighted_bce: bool,
+    pixel_iou: bool = False,
+    pos_weight: Tensor | None = None,
 ) -> None:
     """Writes loss [heads, B, C], sums [heads, B, C, 4] (float64) and columns [B, C, H, W].
 
@@ -72,15 +69,19 @@ def forward(
         num_warps=STRIP_WARPS,
     )
     groups, slots = -(-height // rows), 3 * len(heads) + 2
-    partial = columns.new_empty(images * groups * slots)
+    partial = sums.new_empty(images * groups * slots)
+    positive = columns if pos_weight is None else pos_weight.contiguous()
     for first in range(0, len(heads), MAX_HEADS):
         some = _contiguous(heads[first : first + MAX_HEADS])
         image_sums[(images * groups,)](
             # The last two slots, the same for all heads, give way to the next launch's.
             *(_from(partial, 3 * first), slots, some),
             *(*area, min(window // 2, width - 1), boundary_weight / window**2, boundary_weight),
+            *(smooth, positive),
             **kinds,
             WEIGHTED_BCE=weighted_bce,
+            PIXEL_IOU=pixel_iou,
+            HAS_POS_WEIGHT=pos_weight is not None,
             SLOTS=triton.next_power_of_2(3 * len(some) + 2),
             ROWS=rows,
             BLOCK_X=BLOCK_X,
@@ -88,6 +89,7 @@ def forward(
         )
     finish[(len(heads) * images,)](
         *(loss, sums, partial, slots, images, groups, smooth),
+        PIXEL_IOU=pixel_iou,
         BLOCK=GROUPS,
         num_warps=1,
         enable_fp_fusion=True,
@@ -122,6 +124,8 @@ def backward(
     boundary_weight: float,
     smooth: float,
     weighted_bce: bool,
+    pixel_iou: bool = False,
+    pos_weight: Tensor | None = None,
 ) -> None:
     """Writes grads, contiguous, from what `forward` wrote.
 
@@ -132,15 +136,18 @@ def backward(
     images, height, width = mask.shape[0] * mask.shape[1], *mask.shape[2:]
     area, kinds = _area(columns, mask, valid)
     rows = ROW_BYTES // heads[0].element_size()
+    positive = columns if pos_weight is None else pos_weight.contiguous()
     for first in range(0, len(heads), MAX_HEADS):
         some = slice(first, first + MAX_HEADS)
         gradients[(images * -(-height // rows),)](
             *(tuple(grads[some]), _contiguous(heads[some]), _from(sums, first), images),
             *(_from(grad_loss, first), *grad_loss.stride(), *_padded(factors[some])),
             *(*area, min(window // 2, width - 1), boundary_weight / window**2, boundary_weight),
-            smooth,
+            *(smooth, positive),
             **kinds,
             WEIGHTED_BCE=weighted_bce,
+            PIXEL_IOU=pixel_iou,
+            HAS_POS_WEIGHT=pos_weight is not None,
             ROWS=rows,
             BLOCK_X=BLOCK_X,
             num_warps=1,

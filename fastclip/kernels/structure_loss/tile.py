@@ -47,10 +47,18 @@ def slide(columns, row, x, inside, before, width, radius):
 
 
 @triton.jit
+def in_precision(number, REAL: tl.constexpr):
+    """A float64 argument, which would make all of float32 so. A cast to float64 would lose digits
+    where Triton interprets: a Python float is a float32 to it."""
+    if REAL is tl.float32:
+        number = tl.cast(number, REAL)
+    return number
+
+
+@triton.jit
 def weigh(box, m, exists, share, boundary_weight, REAL: tl.constexpr):
     """w = 1 + boundary_weight |box / area - m|, where share = boundary_weight / area."""
-    if REAL is tl.float32:  # the arguments are float64, and would make all of it so
-        share, boundary_weight = tl.cast(share, REAL), tl.cast(boundary_weight, REAL)
+    share, boundary_weight = in_precision(share, REAL), in_precision(boundary_weight, REAL)
     return tl.where(exists, 1 + tl.abs(share * box - boundary_weight * m), 0.0)
 
 
@@ -83,7 +91,28 @@ def sigmoid(x):
 
 
 @triton.jit
-def gradient_factors(sums, upstream, smooth, REAL: tl.constexpr):
+def cross_entropy(x, log, m, positive, HAS_POS_WEIGHT: tl.constexpr):
+    """The BCE of a logit x with log = log(1 + exp(-|x|)).
+
+    Torch's terms, so that an infinite logit gives its infinity or its NaN.
+    """
+    below = tl.minimum(x, 0.0)
+    if HAS_POS_WEIGHT:
+        return (1 - m) * (x - below + log) + positive * m * (log - below)
+    return (1 - m) * x - below + log
+
+
+@triton.jit
+def pixel_gradient_factors(sums, upstream, REAL: tl.constexpr):
+    """(a, b, 0) in d loss / d logit = a (s - m) v + s (1 - s) b du/ds w."""
+    v_sum, w_sum = tl.load(sums), tl.load(sums + 3)
+    nothing = v_sum == 0  # no valid pixel: loss and gradient are zero
+    a = tl.where(nothing, 0.0, upstream / v_sum.to(REAL))
+    return a, tl.where(nothing, 0.0, upstream / w_sum.to(REAL)), a * 0
+
+
+@triton.jit
+def image_gradient_factors(sums, upstream, smooth, REAL: tl.constexpr):
     """(a, b, c) in d loss / d logit = a (s - m) v + s (1 - s) (b - c m) w."""
     v_sum, intersection, total = tl.load(sums), tl.load(sums + 2), tl.load(sums + 3)
     nothing = v_sum == 0  # no valid pixel: loss and gradient are zero

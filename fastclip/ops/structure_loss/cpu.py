@@ -16,16 +16,36 @@ import torch
 from torch import Tensor
 
 from fastclip import native
-from fastclip.ops.structure_loss.shared import each_upstream, goes_through_op, outputs, real_dtype
+from fastclip.ops.structure_loss.shared import (
+    Options,
+    each_upstream,
+    goes_through_op,
+    outputs,
+    readable,
+    real_dtype,
+)
+
+_MASKS = frozenset(
+    {torch.uint8, torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64}
+)
 
 
 def plain(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> tuple[Any, ...]:
     """The tensors as kernels read them: contiguous, the mask of bytes or floats."""
-    if mask.dtype not in (torch.uint8, torch.bool) and not mask.dtype.is_floating_point:
+    mask = readable("mask", mask)
+    if mask.dtype not in _MASKS:
         mask = mask.to(real_dtype(logits))
     if valid is not None:
-        valid = (valid != 0).contiguous()
-    return [head.contiguous() for head in logits], mask.contiguous(), valid
+        valid = (readable("valid", valid) != 0).contiguous()
+    return [readable("logits", head).contiguous() for head in logits], mask.contiguous(), valid
+
+
+def _kind(options: Options) -> tuple[bool, Tensor | None]:
+    """The core's last arguments."""
+    positive = options.pos_weight
+    if positive is not None:
+        positive = readable("pos_weight", positive).to(torch.float64).contiguous()
+    return options.pixel_iou, positive
 
 
 def forward(
@@ -33,8 +53,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The op `structure_loss`."""
     loss, sums, columns = outputs(logits, mask)
-    inputs = plain(logits, mask, valid)
-    native.require().structure_loss_forward(*inputs, *options, loss, sums)
+    inputs, kind = plain(logits, mask, valid), _kind(Options(*options))
+    native.require().structure_loss_forward(*inputs, *options[:4], loss, sums, *kind)
     return loss, sums, columns
 
 
@@ -48,9 +68,11 @@ def backward(
     *options: Any,
 ) -> list[Tensor]:
     """The op `structure_loss_backward`."""
-    inputs = plain(logits, mask, valid)
+    inputs, kind = plain(logits, mask, valid), _kind(Options(*options))
+    upstream = readable("grad_loss", grad_loss).contiguous()
     grads = [torch.empty_like(head) for head in inputs[0]]
-    native.require().structure_loss_backward(grad_loss.contiguous(), *inputs, sums, *options, grads)
+    run = native.require().structure_loss_backward
+    run(upstream, *inputs, sums, *options[:4], grads, *kind)
     return grads
 
 
@@ -72,7 +94,10 @@ def total(
         and torch.is_grad_enabled()
         and any(head.requires_grad for head in logits)
     )
-    return _Total.apply(mask, valid, list(factors), options, early, *logits)
+    given = Options(*options)
+    return _Total.apply(
+        mask, valid, given.pos_weight, list(factors), given.numbers(), early, *logits
+    )
 
 
 class _Total(torch.autograd.Function):
@@ -81,8 +106,9 @@ class _Total(torch.autograd.Function):
         ctx: Any,
         mask: Tensor,
         valid: Tensor | None,
+        pos_weight: Tensor | None,
         factors: list[float],
-        options: tuple[Any, ...],
+        numbers: tuple[Any, ...],
         early: bool,
         *logits: Tensor,
     ) -> Tensor:
@@ -90,26 +116,31 @@ class _Total(torch.autograd.Function):
         sums = None  # only another backward pass asks for them, which finds them again
         if not early:
             sums = torch.empty(len(heads), *mask.shape[:2], 4, dtype=torch.float64, device="cpu")
-        wanted = ctx.needs_input_grad[5:] if early else ()
+        wanted = ctx.needs_input_grad[6:] if early else ()
         grads = [torch.empty_like(h) if w else None for h, w in zip(heads, wanted, strict=False)]
-        total = native.require().structure_loss_total(heads, m, v, *options, factors, sums, grads)
-        ctx.grads, ctx.factors, ctx.options = grads, factors, options
-        ctx.save_for_backward(sums, mask, valid, *logits)
+        kind = _kind(Options(*numbers)._replace(pos_weight=pos_weight))
+        run = native.require().structure_loss_total
+        total = run(heads, m, v, *numbers[:4], factors, sums, grads, *kind)
+        ctx.grads, ctx.factors, ctx.numbers = grads, factors, numbers
+        ctx.save_for_backward(sums, mask, valid, pos_weight, *logits)
         return total
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        sums, mask, valid, *logits = ctx.saved_tensors  # checks that none was changed meanwhile
+        sums, mask, valid, pos_weight, *logits = (
+            ctx.saved_tensors
+        )  # checks that none was changed meanwhile
         grads, ctx.grads = ctx.grads, []
+        options = (*ctx.numbers, pos_weight)
         op_only = goes_through_op(upstream)
         if op_only or not (grads and _scale(grads, upstream.item())):
             if sums is None:
                 with torch.no_grad():
-                    sums = torch.ops.fastclip.structure_loss(logits, mask, valid, *ctx.options)[1]
+                    sums = torch.ops.fastclip.structure_loss(logits, mask, valid, *options)[1]
             each = each_upstream(upstream, ctx.factors, sums)
             run = torch.ops.fastclip.structure_loss_backward if op_only else backward
-            grads = run(each, sums, sums.new_empty(0), logits, mask, valid, *ctx.options)
-        return None, None, None, None, None, *grads
+            grads = run(each, sums, sums.new_empty(0), logits, mask, valid, *options)
+        return None, None, None, None, None, None, *grads
 
 
 def _scale(grads: list[Tensor | None], factor: float) -> bool:

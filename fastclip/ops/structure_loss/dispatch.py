@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastclip import native
 from fastclip.ops.structure_loss import cpu
 from fastclip.ops.structure_loss import triton as gpu
-from fastclip.ops.structure_loss.shared import outputs
+from fastclip.ops.structure_loss.reference import structure_loss_ref
+from fastclip.ops.structure_loss.shared import Options, check_memory, is_eager, outputs
 from fastclip.ops.structure_loss.transforms import Transformed, batched_backward
 
-_PLAIN = {Tensor, nn.Parameter}
-_OPTIONS = "int window, float boundary_weight, float smooth, bool weighted_bce"
+_OPTIONS = "int window, float boundary_weight, float smooth, bool weighted_bce, "
+_OPTIONS += "bool pixel_iou=False, Tensor? pos_weight=None"
 _INPUTS = f"Tensor[] logits, Tensor mask, Tensor? valid, {_OPTIONS}"
 # columns: what Triton's backward needs of the windows, [B, C, H, W]; nothing on the CPU.
 torch.library.define(
@@ -33,54 +33,19 @@ torch.library.define(
 )
 
 
-def structure_loss_ref(
-    logits: Sequence[Tensor],
-    mask: Tensor,
-    valid: Tensor | None,
-    window: int,
-    boundary_weight: float,
-    smooth: float,
-    weighted_bce: bool,
-) -> Tensor:
-    """The loss of every head, image and channel in plain torch: [heads, B, C]."""
-    real = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
-    exists = torch.ones_like(mask, dtype=real) if valid is None else (valid != 0).to(real)
-    m = torch.where(exists != 0, mask.to(real), 0)
-    pooled = F.avg_pool2d(m, window, stride=1, padding=window // 2)  # zeros outside count
-    w = exists * (1 + boundary_weight * (pooled - m).abs())  # [B, C, H, W]
-    v = w if weighted_bce else exists
-    pixels = (2, 3)
-    v_sum = v.sum(pixels)
-    losses = []
-    for head in logits:
-        x = torch.where(exists != 0, head.to(real), 0)
-        bce = F.binary_cross_entropy_with_logits(x, m, reduction="none")
-        s = x.sigmoid()
-        intersection = (s * m * w).sum(pixels)
-        denominator = ((s + m) * w).sum(pixels) - intersection + smooth
-        empty = v_sum == 0  # no valid pixel: nothing to lose
-        bce_mean = (v * bce).sum(pixels) / v_sum.masked_fill(empty, 1)
-        iou = (intersection + smooth) / denominator.masked_fill(empty, 1)
-        losses.append((bce_mean + 1 - iou).masked_fill(empty, 0))
-    return torch.stack(losses)  # [heads, B, C]
-
-
 def structure_loss(
-    logits: Sequence[Tensor],
-    mask: Tensor,
-    valid: Tensor | None,
-    window: int,
-    boundary_weight: float,
-    smooth: float,
-    weighted_bce: bool,
+    logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None, *options: Any
 ) -> Tensor:
     """As `structure_loss_ref`, by the implementation for the logits' device."""
-    options = (window, boundary_weight, smooth, weighted_bce)
     if implementation(mask.device.type)[1]:
+        if is_eager(tensors := _tensors(logits, mask, valid)):
+            for tensor in tensors:
+                check_memory("a tensor of structure_loss", tensor)
         return structure_loss_ref(logits, mask, valid, *options)
+    given = Options(*options)
     if torch._C._are_functorch_transforms_active():
-        return Transformed.apply(mask, valid, options, *logits)[0]
-    return torch.ops.fastclip.structure_loss(list(logits), mask, valid, *options)[0]
+        return Transformed.apply(mask, valid, given.pos_weight, given.numbers(), *logits)[0]
+    return torch.ops.fastclip.structure_loss(list(logits), mask, valid, *given)[0]
 
 
 def structure_loss_total(
@@ -92,7 +57,7 @@ def structure_loss_total(
 ) -> Tensor:
     """The mean over images and channels of the sum over heads of weights[head] * loss: 0-d."""
     count = mask.shape[0] * mask.shape[1]
-    if not isinstance(weights, Tensor) and _is_eager(logits, mask, valid):
+    if not isinstance(weights, Tensor) and count and is_eager(_tensors(logits, mask, valid)):
         for backend in (cpu, gpu):
             if backend.takes(mask.device.type):
                 return backend.total(logits, mask, valid, [w / count for w in weights], *options)
@@ -105,16 +70,8 @@ def structure_loss_total(
     return torch.stack([w * total for w, total in zip(weights, each, strict=True)]).sum() / count
 
 
-def _is_eager(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> bool:
-    """Whether nothing but autograd watches what is done with these tensors."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and mask.numel() > 0
-        and {type(mask), *map(type, logits)} <= _PLAIN
-        and (valid is None or type(valid) is Tensor)
-    )
+def _tensors(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> list[Tensor]:
+    return [*logits, mask] if valid is None else [*logits, mask, valid]
 
 
 def implementation(device: str) -> tuple[str, str]:
@@ -154,32 +111,38 @@ class _Autograd(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, mask: Tensor, valid: Tensor | None, options: tuple[Any, ...], *logits: Tensor
+        ctx: Any,
+        mask: Tensor,
+        valid: Tensor | None,
+        pos_weight: Tensor | None,
+        numbers: tuple[Any, ...],
+        *logits: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
-            outputs = torch.ops.fastclip.structure_loss(logits, mask, valid, *options)
-        ctx.options = options
-        ctx.save_for_backward(*outputs[1:], mask, valid, *logits)
+            outputs = torch.ops.fastclip.structure_loss(logits, mask, valid, *numbers, pos_weight)
+        ctx.numbers = numbers
+        ctx.save_for_backward(*outputs[1:], mask, valid, pos_weight, *logits)
         ctx.mark_non_differentiable(*outputs[1:])
         ctx.set_materialize_grads(False)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        sums, columns, mask, valid, *logits = ctx.saved_tensors
+        sums, columns, mask, valid, pos_weight, *logits = ctx.saved_tensors
         grads = [None] * len(logits)
         if grad_outputs[0] is not None:
             grads = torch.ops.fastclip.structure_loss_backward(
-                grad_outputs[0], sums, columns, logits, mask, valid, *ctx.options
+                *(grad_outputs[0], sums, columns, logits, mask, valid, *ctx.numbers, pos_weight)
             )
-        return None, None, None, *grads
+        return None, None, None, None, *grads
 
 
 @torch.library.impl("fastclip::structure_loss", "Autograd")
 def _differentiable(
     logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _Autograd.apply(mask, valid, options, *logits)
+    given = Options(*options)
+    return _Autograd.apply(mask, valid, given.pos_weight, given.numbers(), *logits)
 
 
 def _no_second_derivative(ctx: Any, *grads: Any) -> None:

@@ -45,19 +45,23 @@ class Transformed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        mask: Tensor, valid: Tensor | None, options: tuple[Any, ...], *logits: Tensor
+        mask: Tensor,
+        valid: Tensor | None,
+        pos_weight: Tensor | None,
+        numbers: tuple[Any, ...],
+        *logits: Tensor,
     ) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             real = real_dtype(logits)
             leaves = [head.detach().to(real).requires_grad_() for head in logits]
-            loss = torch.ops.fastclip.structure_loss(leaves, mask, valid, *options)[0]
+            loss = torch.ops.fastclip.structure_loss(leaves, mask, valid, *numbers, pos_weight)[0]
             units = torch.autograd.grad(loss.sum(), leaves)
         return (loss.detach(), *units)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.save_for_backward(*output[1:])
-        ctx.logits_dtype = inputs[3].dtype
+        ctx.logits_dtype = inputs[4].dtype
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -66,8 +70,8 @@ class Transformed(torch.autograd.Function):
             raise RuntimeError("structure_loss has no second derivative")
         units = ctx.saved_tensors
         if grad_loss is None:
-            return None, None, None, *(None for _ in units)
-        return None, None, None, *_scaled(units, grad_loss, ctx.logits_dtype)
+            return None, None, None, None, *(None for _ in units)
+        return None, None, None, None, *_scaled(units, grad_loss, ctx.logits_dtype)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -79,10 +83,13 @@ class Transformed(torch.autograd.Function):
         in_dims: tuple[Any, ...],
         mask: Tensor,
         valid: Tensor | None,
-        options: tuple[Any, ...],
+        pos_weight: Tensor | None,
+        numbers: tuple[Any, ...],
         *logits: Tensor,
     ) -> Any:
         size = info.batch_size
+        if in_dims[2] is not None:
+            raise ValueError("pos_weight is one for the whole batch: vmap cannot map over it")
 
         def folded(x: Tensor | None, dim: int | None) -> Tensor | None:
             if x is None:
@@ -90,8 +97,8 @@ class Transformed(torch.autograd.Function):
             x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
             return x.flatten(0, 1)
 
-        heads = [folded(x, dim) for x, dim in zip(logits, in_dims[3:], strict=True)]
+        heads = [folded(x, dim) for x, dim in zip(logits, in_dims[4:], strict=True)]
         masks = folded(mask, in_dims[0]), folded(valid, in_dims[1])
-        loss, *units = Transformed.apply(*masks, options, *heads)
+        loss, *units = Transformed.apply(*masks, pos_weight, numbers, *heads)
         units = [unit.unflatten(0, (size, -1)) for unit in units]
         return (loss.unflatten(1, (size, -1)), *units), (1, *(0 for _ in units))

@@ -14,10 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastclip.ops.structure_loss.shared import each_upstream, goes_through_op, outputs
+from fastclip.ops.structure_loss.shared import (
+    Options,
+    each_upstream,
+    goes_through_op,
+    outputs,
+    readable,
+)
 
 DEVICES = ("cuda", "xpu")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def _readable(
+    logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None
+) -> tuple[list[Tensor], Tensor, Tensor | None]:
+    heads = [readable("logits", head) for head in logits]
+    return heads, readable("mask", mask), None if valid is None else readable("valid", valid)
 
 
 def forward(
@@ -28,7 +41,7 @@ def forward(
 
     found = outputs(logits, mask, mask.shape)
     with torch.accelerator.device_index(mask.device.index):
-        kernels.forward(*found, logits, mask, valid, *options)
+        kernels.forward(*found, *_readable(logits, mask, valid), *_complete(options))
     return found
 
 
@@ -36,7 +49,15 @@ def backward(
     grad_loss: Tensor, sums: Tensor, columns: Tensor, logits: Sequence[Tensor], *inputs: Any
 ) -> list[Tensor]:
     """The op `structure_loss_backward`."""
-    return _gradients(grad_loss, [1.0] * len(logits), sums, columns, logits, *inputs)
+    factors = [1.0] * len(logits)
+    return _gradients(grad_loss, factors, sums, columns, logits, *inputs)
+
+
+def _complete(options: Sequence[Any]) -> tuple[Any, ...]:
+    given = Options(*options)
+    if given.pos_weight is None:
+        return given
+    return given._replace(pos_weight=readable("pos_weight", given.pos_weight))
 
 
 def takes(device: str) -> bool:
@@ -52,7 +73,8 @@ def total(
     *options: Any,
 ) -> Tensor:
     """The sum over heads, images and channels of factors[head] * loss: 0-d."""
-    return _Total.apply(mask, valid, factors, options, *logits)
+    given = Options(*options)
+    return _Total.apply(mask, valid, given.pos_weight, factors, given.numbers(), *logits)
 
 
 class _Total(torch.autograd.Function):
@@ -61,8 +83,9 @@ class _Total(torch.autograd.Function):
         ctx: Any,
         mask: Tensor,
         valid: Tensor | None,
+        pos_weight: Tensor | None,
         factors: Sequence[float],
-        options: tuple[Any, ...],
+        numbers: tuple[Any, ...],
         *logits: Tensor,
     ) -> Tensor:
         from fastclip.kernels.structure_loss import launch as kernels
@@ -70,22 +93,23 @@ class _Total(torch.autograd.Function):
         loss, sums, columns = outputs(logits, mask, mask.shape)
         value = loss.new_empty(())
         with torch.accelerator.device_index(mask.device.index):
-            kernels.forward(loss, sums, columns, logits, mask, valid, *options)
+            inputs = (*_readable(logits, mask, valid), *_complete((*numbers, pos_weight)))
+            kernels.forward(loss, sums, columns, *inputs)
             kernels.total(value, loss, factors)
-        ctx.factors, ctx.options = factors, options
-        ctx.save_for_backward(sums, columns, mask, valid, *logits)
+        ctx.factors, ctx.numbers = factors, numbers
+        ctx.save_for_backward(sums, columns, mask, valid, pos_weight, *logits)
         return value
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        sums, columns, mask, valid, *logits = ctx.saved_tensors
-        inputs = (sums, columns, logits, mask, valid, *ctx.options)
+        sums, columns, mask, valid, pos_weight, *logits = ctx.saved_tensors
+        inputs = (sums, columns, logits, mask, valid, *ctx.numbers, pos_weight)
         if goes_through_op(upstream):
             each = each_upstream(upstream, ctx.factors, sums)
             grads = torch.ops.fastclip.structure_loss_backward(each, *inputs)
         else:
             grads = _gradients(upstream.expand(sums.shape[:3]), ctx.factors, *inputs)
-        return None, None, None, None, *grads
+        return None, None, None, None, None, *grads
 
 
 def _gradients(
@@ -94,11 +118,14 @@ def _gradients(
     sums: Tensor,
     columns: Tensor,
     logits: Sequence[Tensor],
-    *inputs: Any,
+    mask: Tensor,
+    valid: Tensor | None,
+    *options: Any,
 ) -> list[Tensor]:
     from fastclip.kernels.structure_loss import launch as kernels
 
     grads = [torch.empty_like(h, memory_format=torch.contiguous_format) for h in logits]
     with torch.accelerator.device_index(sums.device.index):
-        kernels.backward(grads, grad_loss, factors, sums, columns, logits, *inputs)
+        inputs = (*_readable(logits, mask, valid), *_complete(options))
+        kernels.backward(grads, readable("grad_loss", grad_loss), factors, sums, columns, *inputs)
     return grads
