@@ -12,7 +12,8 @@ import fastclip
 from fastclip.transfuse.augment import normalise
 from fastclip.transfuse.checkpoint import load_model, write_csv
 from fastclip.transfuse.config import EvaluateConfig, image_size, torch_device, usage_errors
-from fastclip.transfuse.data import Samples, Size, load_split
+from fastclip.transfuse.data.load import load_split
+from fastclip.transfuse.data.samples import Samples, Size
 from fastclip.transfuse.metrics import Scores, binary_scores
 from fastclip.transfuse.model import TransFuse
 from fastclip.transfuse.synthetic import synthetic_samples

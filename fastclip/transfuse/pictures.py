@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastclip.transfuse.augment import normalise
 from fastclip.transfuse.checkpoint import write_file
-from fastclip.transfuse.data import Samples
+from fastclip.transfuse.data.samples import Samples
 from fastclip.transfuse.model import TransFuse
 
 TRUTH, PREDICTION = (60, 180, 75), (230, 60, 60)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastclip.transfuse.checkpoint import write_csv
-from fastclip.transfuse.data import Samples
+from fastclip.transfuse.data.samples import Samples
 from fastclip.transfuse.evaluate import Evaluation
 from fastclip.transfuse.model import TransFuse
 from fastclip.transfuse.pictures import write_curves, write_overlays

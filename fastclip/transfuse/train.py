@@ -15,7 +15,7 @@ import fastclip
 from fastclip.transfuse.augment import normalise, steps_per_epoch, train_batches
 from fastclip.transfuse.checkpoint import RunError, load_weights, save_checkpoint
 from fastclip.transfuse.config import TrainConfig, image_size, torch_device, usage_errors, uses_bf16
-from fastclip.transfuse.data import Samples
+from fastclip.transfuse.data.samples import Samples
 from fastclip.transfuse.evaluate import Evaluation, evaluate, load_samples
 from fastclip.transfuse.record import LOG_EVERY, Record, StopSignals
 from fastclip.transfuse.schedule import Budget, lr_factor
