@@ -100,11 +100,3 @@ def skipped_notes(found: Found) -> list[str]:
         return []
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(found.skipped.items()))
     return [f"skipped, as part of no pair: {kinds}"]
-
-
-def by_set(samples: Samples) -> dict[str, list[int]]:
-    """Rows of each data set, in the order of their first samples."""
-    rows: dict[str, list[int]] = {}
-    for row, name in enumerate(samples.sets):
-        rows.setdefault(name, []).append(row)
-    return rows

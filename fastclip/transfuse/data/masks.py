@@ -230,7 +230,7 @@ def _union(found: Decoded) -> np.ndarray:
             raise NotBinary(f"is a {found.format}, which changes colours: store it as PNG")
         bands = found.pixels.shape[-1]
         colours = found.pixels[..., : bands - 1 if bands in (2, 4) else bands]
-        marked: np.ndarray = colours.astype(bool).any(-1)
+        marked = np.asarray(colours.astype(bool).any(-1))
         if bands in (2, 4):
             marked = marked & (found.pixels[..., -1] > 0)
         return marked.astype(np.uint8) * 255
