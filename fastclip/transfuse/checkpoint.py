@@ -87,7 +87,7 @@ def require(content: Mapping[str, Any], file: Path, *keys: str) -> None:
             raise CheckpointError(f"{printable(file)} holds {key} of type {kind}, not a dict")
     if "model" in keys and content["model"] not in ARCHITECTURES:
         raise CheckpointError(
-            f"{printable(file)} holds model {content['model']!r}: none of {', '.join(ARCHITECTURES)}"
+            f"{printable(file)} names {content['model']!r}, none of {', '.join(ARCHITECTURES)}"
         )
 
 

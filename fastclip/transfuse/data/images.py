@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastclip.transfuse.data.formats import Decoded, Plane, decode, reading
+from fastclip.transfuse.data.decode import decode
+from fastclip.transfuse.data.formats import Decoded, Plane, reading
 from fastclip.transfuse.data.options import Intensity
 from fastclip.transfuse.data.samples import DataError
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastclip.transfuse.data.binary import NotBinary, binary_map, list_values
-from fastclip.transfuse.data.formats import CLASSES, LOSSY, OVERLAP, Decoded, Plane, decode
+from fastclip.transfuse.data.decode import decode
+from fastclip.transfuse.data.formats import CLASSES, LOSSY, OVERLAP, Decoded, Plane
 from fastclip.transfuse.data.options import MaskOptions
 from fastclip.transfuse.data.samples import DataError
 
@@ -153,11 +154,11 @@ def _by_palette(indices: np.ndarray, table: np.ndarray, soft: bool) -> tuple[np.
     used = np.unique(indices)
     colours = table[used, :3]
     by_index = set(used.tolist()) <= {0, 1} and not table[0, :3].any()
+    if (table[used, 3] < 255).any():
+        return _with_alpha(table[indices], False, soft)
     if (table[:, :3] == table[0, :3]).all() and len(table) > 1:  # the colours mean nothing
         found, kind = binary_map(indices, soft=soft)
         return found, f"palette, indices {kind}"
-    if (table[used, 3] < 255).any():
-        return _with_alpha(table[indices], False, soft)
     try:
         gray = gray_of(table[indices][..., :3], False)
         return binary_map(gray, soft=soft)[0], "palette, by colour"

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fastclip.transfuse.data.formats import decode
+from fastclip.transfuse.data.decode import decode
 from fastclip.transfuse.data.masks import OPAQUE_BLACK, list_colours
 from fastclip.transfuse.data.names import Item
 from fastclip.transfuse.data.options import ReadOptions
