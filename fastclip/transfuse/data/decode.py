@@ -14,7 +14,7 @@ from fastclip.transfuse.data.coco import read_annotations
 from fastclip.transfuse.data.formats import (
     DICOM_SUFFIXES,
     PILLOW_FORMATS,
-    TIFF_SUFFIXES,
+    TIFF_STARTS,
     TURNED,
     VOLUME_SUFFIXES,
     Decoded,
@@ -42,7 +42,7 @@ def decode(plane: Plane) -> Decoded:
         try:
             return _pillow(content)
         except Image.UnidentifiedImageError:
-            if suffix in TIFF_SUFFIXES:
+            if content.startswith(TIFF_STARTS):
                 return _tifffile(content)
             raise ValueError(_what_it_is(content)) from None
 
@@ -61,6 +61,8 @@ def _pillow(content: bytes) -> Decoded:
     """Decode with Pillow, orientation applied, with what the conversion has lost."""
     image: Image.Image = Image.open(io.BytesIO(content), formats=PILLOW_FORMATS)
     kind, raw = image.format or "", _raw_mode(image)
+    if kind == "TIFF" and _misread_by_pillow(dict(image.tag_v2), content):  # type: ignore[attr-defined]
+        raise Image.UnidentifiedImageError
     frames = int(getattr(image, "n_frames", 1)) if kind in ("TIFF", "GIF", "WEBP") else 1
     tags = dict(getattr(image, "tag_v2", {}))
     notes = _orientation_notes(image)
@@ -78,6 +80,14 @@ def _pillow(content: bytes) -> Decoded:
     found.cut = ";16" in raw and image.mode[0] != "I"
     _set_range(found, raw, tags)
     return found
+
+
+def _misread_by_pillow(tags: dict[int, Any], content: bytes) -> bool:
+    """Kinds of TIFF that Pillow opens and gives other values of, found by trying all of them."""
+    bits, samples = max(tags.get(258, (1,))), int(tags.get(277, 1))
+    apart = tags.get(284, 1) == 2 and (bits > 8 or samples < 3)
+    swapped = content.startswith(b"MM") and bits > 8 and tags.get(259, 1) != 1
+    return apart or swapped or samples > 4
 
 
 def _orientation_notes(image: Image.Image) -> list[str]:
@@ -126,8 +136,8 @@ def _tifffile(content: bytes) -> Decoded:
             pixels = np.moveaxis(pixels, 0, -1)
         if int(page.photometric) not in (1, 2) or pixels.ndim not in (2, 3):
             raise ValueError(f"axes {page.axes}, {page.photometric.name}: store gray or RGB")
-        if pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, 4):
-            raise ValueError(f"{pixels.shape[-1]} bands: store gray or RGB")
+        if pixels.ndim == 3 and (pixels.shape[-1] > 4 or pixels.dtype == bool):
+            raise ValueError(f"{pixels.shape[-1]} bands of {pixels.dtype}: store gray or RGB")
         orientation = page.tags.get("Orientation")
     turn = _TURNS.get(int(orientation.value) if orientation else 1)
     notes = ["turned by its orientation tag"] if turn else []

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Pillow tries these alone: its others include PostScript, which starts another program.
 PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
-TIFF_SUFFIXES = (".tif", ".tiff")
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
 DICOM_SUFFIXES = (".dcm", ".dicom")
 PICTURE_SUFFIXES = (
@@ -80,7 +80,7 @@ def reading(what: object) -> Iterator[None]:
     """Turn whatever a decoder raises over a damaged file into a DataError that names it."""
     try:
         yield
-    except DataError:
+    except (DataError, NameError):  # NameError: a fault of the program, not of the file
         raise
     except ModuleNotFoundError as error:
         raise DataError(str(error)) from error
