@@ -45,7 +45,10 @@ def find_images(asked: tuple[str, ...], out: Path, recursive: bool) -> Inputs:
     if not found.planes:
         names = " ".join(map(printable, asked))
         kinds = ", ".join(f"{n} {kind}" for kind, n in found.skipped.items()) or "nothing"
-        raise DataError(f"--images {names} holds no images ({', '.join(IMAGE_SUFFIXES)}): {kinds}")
+        deeper = "" if recursive else "; --recursive looks into sub-folders"
+        raise DataError(
+            f"--images {names} holds no images ({', '.join(IMAGE_SUFFIXES)}), but {kinds}{deeper}"
+        )
     return found
 
 
@@ -72,12 +75,13 @@ def _add(found: Inputs, text: str, out: Path, recursive: bool) -> None:
         base = _common_folder(files)
     inside = out.resolve()
     for file in files:
-        if file.parent.resolve() == inside:
+        folder = file.parent.resolve()
+        if folder == inside and (not path.is_dir() or path.resolve() == inside):
             raise DataError(
                 f"--out {printable(out)} is the folder of {printable(file.name)}: results there "
                 "would be taken for images; choose another"
             )
-        if inside in file.parent.resolve().parents:
+        if inside in (folder, *folder.parents):
             found.skipped["results of an earlier call"] += 1
         else:
             _add_file(found, file, base)
