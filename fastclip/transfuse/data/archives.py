@@ -7,6 +7,7 @@ import shutil
 import stat
 import tempfile
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastclip.transfuse.data.public import Archive
 from fastclip.transfuse.data.samples import DataError, printable
 
 PURPOSE = "fastclip download"
-BLOCK = 1 << 20  # bytes
+BLOCK = 1 << 16  # bytes; what a broken connection may lose
 TIMEOUT_S = 60
 
 
@@ -37,7 +38,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
             known_hash=None if expected is None else f"sha256:{expected}",
             fname=archive.file,
             path=folder,
-            downloader=_resume,
+            downloader=partial(_resume, folder / f"{archive.file}.partial"),
         )
     # requests, urllib3 and pooch's check of the digest raise classes of their own.
     except Exception as error:
@@ -52,26 +53,25 @@ def fetch(archive: Archive, folder: Path) -> Path:
     return Path(file)
 
 
-def _resume(url: str, output_file: str, pooch: Any) -> None:
-    """Write the answer to `output_file`, by way of a file that outlives a broken connection."""
+def _resume(kept: Path, url: str, output_file: str, pooch: Any) -> None:
+    """Write the answer to `output_file`, by way of `kept`, which outlives a broken connection."""
     requests = optional("requests", PURPOSE)
-    target = Path(pooch.path) / next(iter(pooch.registry))
-    partial, etag_file = (target.with_name(f"{target.name}.{e}") for e in ("partial", "etag"))
-    for file in (partial, etag_file):
+    etag_file = kept.with_suffix(".etag")
+    for file in (kept, etag_file):
         if file.is_symlink():  # never written through
             file.unlink()
     headers = {}
-    if partial.is_file() and etag_file.is_file():
+    if kept.is_file() and etag_file.is_file():
         # If-Range: a file that was changed meanwhile comes whole.
-        headers = {"Range": f"bytes={partial.stat().st_size}-", "If-Range": etag_file.read_text()}
+        headers = {"Range": f"bytes={kept.stat().st_size}-", "If-Range": etag_file.read_text()}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
         if answer.status_code != 416:  # 416: all of it is there
             answer.raise_for_status()
             etag_file.write_text(answer.headers.get("ETag", ""))
-            with open(partial, "ab" if answer.status_code == 206 else "wb") as stream:
+            with open(kept, "ab" if answer.status_code == 206 else "wb") as stream:
                 for block in answer.iter_content(BLOCK):
                     stream.write(block)
-    shutil.move(partial, output_file)
+    shutil.move(kept, output_file)
     etag_file.unlink(missing_ok=True)
 
 
