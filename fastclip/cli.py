@@ -11,7 +11,9 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train a TransFuse on a folder of images and masks, or on synthetic ones",
     "evaluate": "loss, Dice, IoU and accuracy of a checkpoint",
-    "predict": "masks and overlays for a folder of images",
+    "predict": "masks and overlays for images",
+    "info": "what a folder of images and masks is understood as, before anyone trains",
+    "download": "fetch a public data set",
 }
 USAGE = "usage: fastclip [{}] [--help]\n\n{}\n\nWithout a command: {}".format(
     " | ".join(COMMANDS),
@@ -68,10 +70,11 @@ def _dispatch(arguments: list[str]) -> int:
 def _run(command: str, arguments: list[str]) -> int:
     import tyro
 
-    from fastclip.transfuse import config
-    from fastclip.transfuse.checkpoint import RunError
+    from fastclip.transfuse import config, config_data
+    from fastclip.transfuse.files import RunError
 
-    kind = getattr(config, f"{command.capitalize()}Config")
+    name = f"{command.capitalize()}Config"
+    kind = getattr(config, name, None) or getattr(config_data, name)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):

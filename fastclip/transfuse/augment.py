@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from fastclip.transfuse.data import Samples
+from fastclip.transfuse.data.samples import Samples
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 
@@ -54,7 +54,7 @@ class _Epoch(Dataset[tuple[Tensor, Tensor]]):
         return len(self.samples)
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        image, mask = self.samples.images[row], self.samples.masks[row]
+        image, mask = self.samples.images[row], self.samples.target(row)
         if self.transform is None:
             return image, mask
         with torch.random.fork_rng(devices=[]):
@@ -89,7 +89,8 @@ def train_batches(
     makes a resumed run equal to an uninterrupted one.
 
     Yields:
-        images uint8 [B, 3, H, W] and masks uint8 [B, 1, H, W].
+        images uint8 [B, 3, H, W] and masks uint8 [B, C, H, W]; where the samples have ignored
+        pixels, 255 in one more channel of the masks marks them.
     """
     generator = torch.Generator().manual_seed(mix_seed(seed, epoch, -1))
     order = torch.randperm(len(samples), generator=generator).tolist()

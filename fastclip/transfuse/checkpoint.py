@@ -1,31 +1,33 @@
-"""Checkpoints and other files: written beside, synced, renamed; read with weights_only=True."""
+"""Checkpoints of this trainer and weights from anywhere else; read with weights_only=True."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
-import os
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastclip.transfuse.config import TrainConfig
+from fastclip.transfuse.data.samples import printable
 from fastclip.transfuse.factory import create_model
+from fastclip.transfuse.files import RunError, write_file
 from fastclip.transfuse.model import ARCHITECTURES, TransFuse
 
+__all__ = ["CheckpointError", "RunError", "load_checkpoint", "load_model", "save_checkpoint"]
+
 FORMAT = "fastclip.transfuse/1"
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+NESTED = ("state_dict", "model_state_dict", "model", "weights", "net", "network", "params")
+POS_EMBED = "transformer.pos_embed"
+HEAD = "final_2.1.conv.weight"
+SHOWN = 4  # keys that an error lists
 
 
 class CheckpointError(ValueError):
     """A file that cannot be read or used; the text names it and what to do."""
-
-
-class RunError(RuntimeError):
-    """The work cannot go on; what was written before stands."""
 
 
 def save_checkpoint(file: Path, content: dict[str, Any]) -> None:
@@ -37,93 +39,136 @@ def save_checkpoint(file: Path, content: dict[str, Any]) -> None:
     write_file(file, lambda stream: torch.save({"format": FORMAT, **content}, stream))
 
 
-def write_file(file: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file beside `file`, sync it, and rename it; RunError where that fails."""
-    beside = file.with_name(f".{file.name}.part")
-    try:
-        with open(beside, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, file)
-        _sync_folder(file.parent)
-    # torch's zip writer turns a failed write into RuntimeError.
-    except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        kept = f"; the earlier {file.name} is untouched" if file.exists() else ""
-        raise RunError(
-            f"cannot write {file} ({error}): make room or choose another{kept}"
-        ) from error
+def load_checkpoint(file: Path, model: str | None = None) -> dict[str, Any]:
+    """Read a checkpoint of this trainer, or the weights of a TransFuse, onto the CPU.
 
-
-def write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows of the same keys under a header; floats to six digits."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [])
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    write_file(file, lambda stream: stream.write(text.getvalue().encode()))
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # Windows opens no folders
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def load_checkpoint(file: Path) -> dict[str, Any]:
-    """Read a checkpoint of this trainer, or a published state dict, onto the CPU.
+    Args:
+        file: of this trainer; or a state dict, bare or inside another trainer's checkpoint, with
+            or without the prefixes of DistributedDataParallel, torch.compile and Lightning.
+        model: name of the network of a state dict; found by its shapes where None.
 
     Raises:
         CheckpointError: no such file, a damaged one, or another program's.
     """
     if not Path(file).is_file():
-        raise CheckpointError(f"no checkpoint at {file}")
+        raise CheckpointError(f"no checkpoint at {printable(file)}")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = _read(Path(file))
     # A damaged zip, a refused class and a short read raise classes of their own each.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{file} is damaged or no checkpoint ({reason})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} was not written by `fastclip train`")
+        raise CheckpointError(
+            f"{printable(file)} is damaged or no checkpoint ({printable(reason)})"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{printable(file)} was not written by `fastclip train`: it holds a "
+            f"{type(content).__name__}"
+        )
+    content = dict(content)
     if content.get("format") != FORMAT:
-        content = _published(content, file)
+        return _foreign(content, file, model)
+    if isinstance(content.get("weights"), Mapping):
+        content["weights"] = _unwrapped(content["weights"])
     return content
 
 
-def _published(weights: dict[str, Any], file: Path) -> dict[str, Any]:
-    """A bare state dict, as the authors publish them, dressed as a checkpoint of this trainer."""
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    pos_embed = weights.get("transformer.pos_embed")
+def require(content: Mapping[str, Any], file: Path, *keys: str) -> None:
+    """Raise CheckpointError where a checkpoint of this trainer lacks a part, or holds another."""
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise CheckpointError(
+            f"{printable(file)} lacks {', '.join(missing)}: take another checkpoint of the run; or "
+            "save its weights alone and name the network with --model"
+        )
+    for key in ("weights", "config"):
+        if key in keys and not isinstance(content[key], Mapping):
+            kind = type(content[key]).__name__
+            raise CheckpointError(f"{printable(file)} holds {key} of type {kind}, not a dict")
+    if "model" in keys and content["model"] not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{printable(file)} names {content['model']!r}, none of {', '.join(ARCHITECTURES)}"
+        )
+
+
+def _read(file: Path) -> Any:
+    if file.suffix.lower() == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _unwrapped(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys without the parts that wrappers have put into them."""
+    return {
+        ".".join(part for part in str(key).split(".") if part not in WRAPPERS): value
+        for key, value in weights.items()
+    }
+
+
+def _foreign(content: dict[str, Any], file: Path, model: str | None) -> dict[str, Any]:
+    """Weights of a TransFuse, wherever they lie, dressed as a checkpoint of this trainer."""
+    inner = next((content[k] for k in NESTED if isinstance(content.get(k), Mapping)), content)
+    weights = _unwrapped(inner)
+    found = next((key for key in weights if key.endswith(POS_EMBED)), None)
+    if found is None:
+        keys = ", ".join(printable(str(key)) for key in list(weights)[:SHOWN]) or "nothing"
+        raise CheckpointError(
+            f"{printable(file)} was not written by `fastclip train`, and is no TransFuse state "
+            f"dict either: it holds {keys}{', ...' if len(weights) > SHOWN else ''}"
+        )
+    prefix = found.removesuffix(POS_EMBED)  # of the attribute that held the model
+    weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    name = model or _architecture(weights[POS_EMBED], file)
+    config = asdict(TrainConfig(data="", model=name, classes=_classes(weights)))
+    return {"format": FORMAT, "model": name, "weights": weights, "config": config}
+
+
+def _architecture(pos_embed: Any, file: Path) -> str:
+    shape = tuple(pos_embed.shape) if isinstance(pos_embed, Tensor) else None
     for name, arch in ARCHITECTURES.items():
-        shape = (1, arch.grid[0] * arch.grid[1], arch.width)
-        if isinstance(pos_embed, torch.Tensor) and tuple(pos_embed.shape) == shape:
-            config = asdict(TrainConfig(data="", model=name))
-            return {"format": FORMAT, "model": name, "weights": weights, "config": config}
+        if shape == (1, arch.grid[0] * arch.grid[1], arch.width):
+            return name
     raise CheckpointError(
-        f"{file} was not written by `fastclip train`, and is no TransFuse state dict either"
+        f"{printable(file)} holds a {POS_EMBED} of shape {shape}, which is that of no published "
+        f"network: name it with --model ({', '.join(ARCHITECTURES)})"
     )
 
 
-def load_model(file: Path) -> tuple[TransFuse, dict[str, Any]]:
-    """The model of a checkpoint, or of a published state dict, in eval mode; and the checkpoint."""
-    content = load_checkpoint(file)
-    model = create_model(content["model"])
-    load_weights(model, content, file)
-    return model.eval(), content
+def _classes(weights: Mapping[str, Any]) -> int | None:
+    """Classes of the network that weights belong to; None for one map."""
+    head = weights.get(HEAD)
+    count = len(head) if isinstance(head, Tensor) and head.ndim else 1
+    return count if count > 1 else None
+
+
+def load_model(file: Path, model: str | None = None) -> tuple[TransFuse, dict[str, Any]]:
+    """The model of a checkpoint or of a state dict, in eval mode; and the checkpoint.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`; or weights that do not fit, or no configuration.
+    """
+    content = load_checkpoint(file, model)
+    require(content, file, "model", "weights")
+    network = create_model(content["model"], _classes(content["weights"]) or 1)
+    load_weights(network, content, file)
+    require(content, file, "config")
+    return network.eval(), content
+
+
+def trained_config(content: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of a checkpoint; defaults for what its version did not have."""
+    known = {field.name for field in fields(TrainConfig)}
+    return TrainConfig(**{k: v for k, v in content["config"].items() if k in known})
 
 
 def load_weights(model: TransFuse, content: dict[str, Any], file: Path) -> None:
     """Put a checkpoint's weights into `model`; CheckpointError where they do not fit."""
     try:
         model.load_state_dict(content["weights"])
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError, TypeError) as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise CheckpointError(f"{file} does not fit {content['model']}: {first}") from error
+        raise CheckpointError(
+            f"{printable(file)} does not fit {content['model']}: {printable(first)}"
+        ) from error

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from fastclip.transfuse.config_data import DataConfig
 from fastclip.transfuse.model import architecture, check_size
 
 
@@ -32,15 +33,14 @@ Split = Literal["train", "val", "test", "all"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
-@dataclass
-class TrainConfig:
+@dataclass(kw_only=True)
+class TrainConfig(DataConfig):
     """Train a TransFuse; the defaults are those of the published trainer."""
 
-    data: str = "synthetic"
-    """Folder of images and masks, or the word 'synthetic' for lesion-like images made on the fly.
-    The folder holds train/ and val/ with images/ and masks/ each;
-    or images/ and masks/ alone, parted by --val-fraction;
-    or data_train.npy, mask_train.npy, data_val.npy, mask_val.npy."""
+    data: str | tuple[str, ...] = "synthetic"
+    """Folder or folders of images and masks in any layout of docs/data.md, e.g. images/ and masks/
+    alone or in train/ and val/; a .csv or .txt of image,mask[,split]; a COCO .json; or the word
+    'synthetic' for lesion-like images made on the fly."""
     model: str = "transfuse_s"
     """transfuse_t (small, for a CPU), transfuse_s, transfuse_l or transfuse_l_384."""
     size: str | None = None
@@ -71,7 +71,8 @@ class TrainConfig:
     augment: bool = True
     """Shift, scale, rotation, colour jitter and flips of the training images."""
     val_fraction: float = 0.1
-    """Share of the images held out where the folder itself has no val/."""
+    """Share of the images held out where the data has no val of its own; a name stays on its side
+    when others are added."""
     synthetic_images: int = 512
     """Training images of --data synthetic; an eighth as many are made for validation."""
     pretrained: bool = False
@@ -99,6 +100,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raise ValueError with the flag, its value and what was expected."""
         image_size(self.size, self.model)
+        self.read_options()
         for name in ("epochs", "batch_size", "synthetic_images"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("warmup_steps", "workers", "seed"):
@@ -116,16 +118,19 @@ class TrainConfig:
             raise ValueError("--resume continues a run and --overwrite replaces it: give one")
 
 
-@dataclass
-class EvaluateConfig:
-    """Loss, Dice, IoU and accuracy of a checkpoint on a data set."""
+@dataclass(kw_only=True)
+class EvaluateConfig(DataConfig):
+    """Loss, Dice, IoU and accuracy of a checkpoint on a data set.
+
+    Masks are read as in training, unless any flag about masks is given.
+    """
 
     checkpoint: Path
-    """best.pt or last.pt of a run, or a published state dict."""
-    data: str
-    """As for train: a folder or 'synthetic'."""
+    """best.pt or last.pt of a run, or a state dict."""
+    model: str | None = None
+    """Name of the network, for a state dict that does not tell."""
     split: Split = "val"
-    """Which part of the data; 'all' takes a folder of images/ and masks/ whole."""
+    """Which part of the data; 'all' takes data without train and val whole."""
     size: str | None = None
     """HxW to evaluate at; None is the size of training."""
     batch_size: int = 16
@@ -136,20 +141,33 @@ class EvaluateConfig:
     """auto takes a GPU where there is one."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PredictConfig:
-    """Write a mask and an overlay, both PNG, for every image of a folder."""
+    """Write a mask and an overlay, both PNG, for every image."""
 
     checkpoint: Path
-    """best.pt or last.pt of a run, or a published state dict."""
-    images: Path
-    """Folder of images, of any sizes."""
+    """best.pt or last.pt of a run, or a state dict."""
+    images: tuple[str, ...]
+    """Images of any sizes: files, folders, patterns such as 'a/*.png', or a .txt of file names."""
     out: Path
-    """Folder for <name>_mask.png (0 or 255, the image's own size) and <name>_overlay.png."""
+    """Folder for <name>_mask.png (0 or 255, or class numbers, in the image's own size),
+    <name>_prob.png (16 bits, 65535 is certain) and <name>_overlay.png."""
+    save: tuple[Literal["masks", "probabilities", "overlays"], ...] = ("masks", "overlays")
+    """What to write."""
+    model: str | None = None
+    """Name of the network, for a state dict that does not tell."""
+    recursive: bool = False
+    """Also take the images in sub-folders; results keep the sub-folders."""
+    overwrite: bool = False
+    """Replace results that are there already, which are kept otherwise."""
     threshold: float = 0.5
     """Probability from which a pixel belongs to the mask."""
-    overlay: bool = True
-    """Write the overlays."""
+    batch_size: int = 8
+    """Images at a time."""
+    tta: Literal["none", "flips"] = "none"
+    """flips: the mean over the image and its three mirror images."""
+    intensity: Literal["dtype", "percentile"] | None = None
+    """How images of more than 8 bits become 8; None is as in training."""
     device: Device = "auto"
     """auto takes a GPU where there is one."""
 

@@ -16,16 +16,17 @@ class Scores(NamedTuple):
     accuracy: Tensor
 
 
-def binary_scores(prediction: Tensor, truth: Tensor) -> Scores:
+def binary_scores(prediction: Tensor, truth: Tensor, valid: Tensor | None = None) -> Scores:
     """Compare masks image by image.
 
     Args:
         prediction: bool [B, ...].
         truth: bool, the same shape.
+        valid: bool, the same shape; where it is False a pixel counts nowhere.
 
     Returns:
         Dice 2|P∩T| / (|P| + |T|) and IoU |P∩T| / |P∪T|, both 1 where prediction and truth are
-        empty, and the share of pixels that agree.
+        empty, and the share of pixels that agree (1 where none is valid).
 
     Raises:
         ValueError: two shapes, or anything but bool.
@@ -34,7 +35,16 @@ def binary_scores(prediction: Tensor, truth: Tensor) -> Scores:
         raise ValueError(f"prediction is {list(prediction.shape)}, truth {list(truth.shape)}")
     if prediction.dtype != torch.bool or truth.dtype != torch.bool:
         raise ValueError(f"masks must be bool, got {prediction.dtype} and {truth.dtype}")
+    if valid is not None and (valid.shape, valid.dtype) != (truth.shape, torch.bool):
+        raise ValueError(f"valid is {list(valid.shape)} {valid.dtype}, truth {list(truth.shape)}")
     prediction, truth = prediction.flatten(1), truth.flatten(1)
+    agree = (prediction == truth).float().mean(1)
+    if valid is not None:
+        valid = valid.flatten(1)
+        count = valid.sum(1)
+        same = ((prediction == truth) & valid).sum(1).float()
+        agree = torch.where(count > 0, same / count.clamp(min=1), torch.ones_like(same))
+        prediction, truth = prediction & valid, truth & valid
     both = (prediction & truth).sum(1).float()
     total = (prediction.sum(1) + truth.sum(1)).float()
     union = total - both
@@ -42,5 +52,5 @@ def binary_scores(prediction: Tensor, truth: Tensor) -> Scores:
     return Scores(
         dice=torch.where(total > 0, 2 * both / total.clamp(min=1), one),
         iou=torch.where(union > 0, both / union.clamp(min=1), one),
-        accuracy=(prediction == truth).float().mean(1),
+        accuracy=agree,
     )

@@ -11,11 +11,16 @@ from PIL import Image
 from torch import Tensor
 
 from fastclip.transfuse.augment import normalise
-from fastclip.transfuse.checkpoint import write_file
-from fastclip.transfuse.data import Samples
+from fastclip.transfuse.data.samples import Samples
+from fastclip.transfuse.files import write_file
 from fastclip.transfuse.model import TransFuse
 
 TRUTH, PREDICTION = (60, 180, 75), (230, 60, 60)
+# Okabe and Ito, "Color Universal Design": told apart by the colour-blind too.
+CLASS_COLOURS = (
+    *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),
+    *((0, 114, 178), (213, 94, 0), (204, 121, 167)),
+)
 
 
 def tint(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
@@ -31,20 +36,30 @@ def tint(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> n
     return out.round().astype(np.uint8)
 
 
+def tint_all(image: np.ndarray, masks: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """`tint` with bool masks [C, H, W]: one in `colour`, several in a colour for each class."""
+    if len(masks) == 1:
+        return tint(image, masks[0], colour)
+    for number, mask in enumerate(masks):
+        image = tint(image, mask, CLASS_COLOURS[number % len(CLASS_COLOURS)])
+    return image
+
+
 @torch.no_grad()
 def write_overlays(file: Path, model: TransFuse, samples: Samples, count: int = 8) -> None:
-    """A PNG with a row per sample: image, truth (green), prediction (red)."""
+    """A PNG with a row per sample: image, truth (green), prediction (red); or a colour a class."""
     step = max(1, len(samples) // count)
     chosen = samples.subset(list(range(0, len(samples), step))[:count])
     training, device = model.training, next(model.parameters()).device
     model.eval()
-    predicted = model(normalise(chosen.images.to(device)))[2].cpu() > 0  # [N, 1, H, W]
+    predicted = model(normalise(chosen.images.to(device)))[2].cpu() > 0  # [N, C, H, W]
     model.train(training)
     rows = []
     for image, mask, guess in zip(chosen.images, chosen.masks, predicted, strict=True):
         pixels = image.permute(1, 2, 0).numpy()
-        truth = tint(pixels, mask[0].numpy() >= 128, TRUTH)
-        rows.append(np.concatenate([pixels, truth, tint(pixels, guess[0].numpy(), PREDICTION)], 1))
+        truth = tint_all(pixels, mask.numpy() >= 128, TRUTH)
+        predicted_mask = tint_all(pixels, guess.numpy(), PREDICTION)
+        rows.append(np.concatenate([pixels, truth, predicted_mask], 1))
     write_png(file, np.concatenate(rows))
 
 

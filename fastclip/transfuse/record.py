@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastclip.transfuse.checkpoint import write_csv
-from fastclip.transfuse.data import Samples
+from fastclip.transfuse.data.samples import Samples, printable
 from fastclip.transfuse.evaluate import Evaluation
+from fastclip.transfuse.files import write_csv
 from fastclip.transfuse.model import TransFuse
 from fastclip.transfuse.pictures import write_curves, write_overlays
 
@@ -75,7 +75,7 @@ class Record:
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
-        tqdm.write(line, file=sys.stdout)
+        tqdm.write(printable(line), file=sys.stdout)
         sys.stdout.flush()
 
     def bar(self, epoch: int, total: int, start: int) -> StepBar:

@@ -10,18 +10,25 @@ from typing import Any
 import torch
 
 import fastclip
-from fastclip.transfuse.checkpoint import CheckpointError, load_checkpoint
+from fastclip.transfuse.checkpoint import CheckpointError, load_checkpoint, require
 from fastclip.transfuse.config import TrainConfig
+from fastclip.transfuse.data.samples import Samples
 from fastclip.transfuse.factory import create_model
+from fastclip.transfuse.files import write_csv
 from fastclip.transfuse.model import TransFuse
 from fastclip.transfuse.pretrained import load_backbones
 
-RUN_FILES = ("best.pt", "last.pt", "metrics.csv", "steps.csv", "curves.png", "overlays.png")
+RUN_FILES = (
+    *("best.pt", "last.pt", "metrics.csv", "steps.csv", "curves.png", "overlays.png"),
+    *("split.csv", "skipped.csv"),
+)
+STATE = ("step", "epoch", "batch", "validated", "seconds", "best_dice", "rng", "rng_cuda", "record")
 # What a resumed run must share with the first part, to be its continuation.
 SAME_ON_RESUME = (
     *("data", "model", "size", "batch_size", "lr", "optimizer", "weight_decay", "schedule"),
     *("warmup_steps", "clip_norm", "augment", "val_fraction", "synthetic_images", "precision"),
-    "seed",
+    *("seed", "mask_colors", "classes", "instances", "invert", "ignore", "soft", "intensity"),
+    *("skip_bad", "fold", "group_by"),
 )
 
 
@@ -55,9 +62,12 @@ def claim_folder(config: TrainConfig) -> tuple[Path, dict[str, Any] | None]:
 def _require_same(content: dict[str, Any], config: TrainConfig, file: Path) -> None:
     if "optimizer" not in content:
         raise CheckpointError(f"{file} holds no optimizer state: resume from a last.pt")
+    require(content, file, "model", "weights", "config", *STATE)
     for key in SAME_ON_RESUME:
-        old, new = content["config"][key], asdict(config)[key]
-        if old != new:
+        new = asdict(config)[key]
+        # What the version that wrote the file did not have was as the default is.
+        old = content["config"].get(key, getattr(TrainConfig, key))
+        if _plain(old) != _plain(new):
             flag = key.replace("_", "-")
             raise CheckpointError(
                 f"{file} was trained with --{flag} {old}, not {new}: give the same, or start a "
@@ -65,9 +75,16 @@ def _require_same(content: dict[str, Any], config: TrainConfig, file: Path) -> N
             )
 
 
+def _plain(value: object) -> object:
+    """One name and a sequence of one name are the same."""
+    if isinstance(value, (list, tuple)):
+        return value[0] if len(value) == 1 else tuple(value)
+    return value
+
+
 def build_model(config: TrainConfig) -> TransFuse:
     """The network, from ImageNet weights where the configuration names any."""
-    model = create_model(config.model)
+    model = create_model(config.model, config.classes or 1)
     if config.pretrained or config.resnet_weights or config.deit_weights:
         load_backbones(model, resnet=config.resnet_weights, deit=config.deit_weights)
     return model
@@ -79,3 +96,13 @@ def build_optimizer(model: TransFuse, config: TrainConfig) -> torch.optim.Optimi
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999), fused=True)
     return torch.optim.Adam(groups, lr=config.lr, betas=(0.5, 0.999), fused=True)
+
+
+def write_split(out: Path, train: Samples, val: Samples) -> None:
+    """Write the side of each sample to split.csv, and what was left out to skipped.csv."""
+    if train.source.startswith("synthetic"):
+        return
+    sides = [(name, "train") for name in train.names] + [(name, "val") for name in val.names]
+    write_csv(out / "split.csv", [{"image": name, "split": side} for name, side in sides])
+    if bad := list(dict.fromkeys(train.left_out + val.left_out)):
+        write_csv(out / "skipped.csv", [{"problem": text} for text in bad])

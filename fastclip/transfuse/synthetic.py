@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastclip.transfuse.data import Samples, Size
+from fastclip.transfuse.data.samples import Samples, Size
 
 
 def synthetic_samples(count: int, size: Size, seed: int) -> Samples:

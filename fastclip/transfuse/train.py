@@ -15,13 +15,19 @@ import fastclip
 from fastclip.transfuse.augment import normalise, steps_per_epoch, train_batches
 from fastclip.transfuse.checkpoint import RunError, load_weights, save_checkpoint
 from fastclip.transfuse.config import TrainConfig, image_size, torch_device, usage_errors, uses_bf16
-from fastclip.transfuse.data import Samples
+from fastclip.transfuse.data.split import read_split
 from fastclip.transfuse.evaluate import Evaluation, evaluate, load_samples
+from fastclip.transfuse.objective import HEAD_WEIGHTS, head_losses
 from fastclip.transfuse.record import LOG_EVERY, Record, StopSignals
 from fastclip.transfuse.schedule import Budget, lr_factor
-from fastclip.transfuse.setup import RUN_FILES, build_model, build_optimizer, claim_folder
+from fastclip.transfuse.setup import (
+    RUN_FILES,
+    build_model,
+    build_optimizer,
+    claim_folder,
+    write_split,
+)
 
-HEAD_WEIGHTS = (0.5, 0.3, 0.2)  # of map_2, map_1, map_x
 INTERRUPTED = 130
 
 
@@ -44,8 +50,11 @@ class Trainer:
         options = {
             key: getattr(config, key) for key in ("seed", "val_fraction", "synthetic_images")
         }
-        self.train_set: Samples = load_samples(config.data, "train", (height, width), **options)
-        self.val_set: Samples = load_samples(config.data, "val", (height, width), **options)
+        recorded = read_split(self.out / "split.csv") if config.resume else None
+        self.train_set, self.val_set = (
+            load_samples(config, split, (height, width), recorded=recorded, **options)
+            for split in ("train", "val")
+        )
         torch.manual_seed(config.seed)
         self.model = build_model(config).to(self.device).to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.model, config)
@@ -66,6 +75,7 @@ class Trainer:
         elif config.overwrite:  # or the best.pt of the earlier run would pass for this one's
             for name in RUN_FILES:
                 (self.out / name).unlink(missing_ok=True)
+        write_split(self.out, self.train_set, self.val_set)
         self.started = time.monotonic()
 
     def seconds(self) -> float:
@@ -129,7 +139,8 @@ class Trainer:
         """One optimizer step.
 
         Args:
-            images: uint8 [B, 3, H, W]. masks: uint8 [B, 1, H, W], 0..255.
+            images: uint8 [B, 3, H, W]. masks: uint8 [B, C, H, W], 0..255; one channel more than
+                the network has marks pixels that count nowhere.
 
         Returns:
             The losses of map_2, map_1 and map_x [3], and the gradient norm before clipping.
@@ -139,12 +150,10 @@ class Trainer:
                 Elsewhere that is looked at now and then, to spare a sync per step.
         """
         images = normalise(images.to(self.device, non_blocking=True))
-        masks = masks.to(self.device, non_blocking=True).float() / 255
+        masks = masks.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            map_x, map_1, map_2 = self.model(images)
-        # One call for all heads: the weight map of the mask is computed once.
-        per_image = fastclip.structure_loss((map_2, map_1, map_x), masks, reduction="none")
-        losses = per_image.mean(dim=(1, 2))  # [3]
+            maps = self.model(images)
+        losses = head_losses(maps, masks)
         loss = torch.dot(losses, self.head_weights)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -240,6 +249,8 @@ def run_train(config: TrainConfig) -> int:
     with usage_errors():
         trainer = Trainer(config)
     millions = sum(p.numel() for p in trainer.parameters) / 1e6
+    for note in dict.fromkeys(trainer.train_set.notes + trainer.val_set.notes):
+        trainer.record.say(note)
     trainer.record.say(
         f"{config.model}, {millions:.1f} M parameters, {trainer.config.size}, "
         f"{'bf16' if trainer.bf16 else 'fp32'} on {trainer.device}; "
