@@ -14,8 +14,7 @@ from fastclip.groups.report import ParamGroups
 from fastclip.losses import StructureLoss, structure_loss
 from fastclip.norms.monitor import NormMonitor
 from fastclip.norms.report import NormReport, grad_norms, param_norms
-
-__version__ = "0.1.0"
+from fastclip.version import __version__
 
 __all__ = [
     "AGC",
@@ -25,6 +24,7 @@ __all__ = [
     "ParamGroups",
     "StructureLoss",
     "ZClip",
+    "__version__",
     "clip_grad_norm_",
     "clip_grad_value_",
     "clip_grads_in_step_",

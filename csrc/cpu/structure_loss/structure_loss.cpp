@@ -1,10 +1,9 @@
 #include "cpu/structure_loss/structure_loss.h"
 
-#include <omp.h>
-
 #include <algorithm>
 
 #include "cpu/structure_loss/sums.h"
+#include "openmp.h"
 
 namespace fastclip::cpu {
 namespace {

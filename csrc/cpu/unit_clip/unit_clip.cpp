@@ -1,8 +1,8 @@
 #include "cpu/unit_clip/unit_clip.h"
 
-#include <omp.h>
-
 #include <algorithm>
+
+#include "openmp.h"
 
 namespace fastclip::cpu {
 namespace {
@@ -101,10 +101,10 @@ UnitTasks UnitClip::tasks() {
 
 void UnitClip::set_factors() {
   for (size_t first = 0, last; first < pieces_.size(); first = last) {
-    long double weight = pieces_[first].weight_sum, grad = pieces_[first].grad_sum;
+    Scaled weight = pieces_[first].weight_sum, grad = pieces_[first].grad_sum;
     for (last = first + 1; last < pieces_.size() && !pieces_[last].first; ++last) {
-      weight += pieces_[last].weight_sum;
-      grad += pieces_[last].grad_sum;
+      weight = plus(weight, pieces_[last].weight_sum, 2);
+      grad = plus(grad, pieces_[last].grad_sum, 2);
     }
     const double factor = unit_factor(weight, grad, rule_);
     for (size_t i = first; i < last; ++i) pieces_[i].factor = factor;
