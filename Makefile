@@ -8,6 +8,7 @@
 # make setup   the virtual environment that all but gpu use
 # make wheels  a source distribution and a manylinux wheel, in dist/
 # make test-install  installs it in every way that a stranger might: tests/install
+# make test-arm      the kernels of other processors, under qemu
 #
 # DATA=folder   images to train on; else $FASTCLIP_DATA, else synthetic ones
 # PYTHON, VENV  the interpreter and the environment
@@ -24,7 +25,7 @@ OTHER_VENV = $(VENV)-torch-$(OTHER_TORCH)
 SOURCES = pyproject.toml setup.py $(shell find csrc -type f -not -path '*/__pycache__/*')
 CODE = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: setup train check test lint test-wheel wheel wheels test-install bench gpu sanitize docs-figures clean
+.PHONY: setup train check test lint test-wheel wheel wheels test-install test-arm bench gpu sanitize docs-figures clean
 
 setup: $(VENV)/.ready
 
@@ -70,8 +71,12 @@ wheels: setup
 	cp build/wheels/*.tar.gz dist
 	ls -l dist
 
-test-install:
-	tests/install/run '$(PYTHON)'
+test-install: setup
+	tests/install/run '$(VENV)/bin/python'
+
+# Cross-compilers and qemu: apt-get install g++-{aarch64,riscv64}-linux-gnu qemu-user
+test-arm: setup
+	$(VENV)/bin/python -m pytest -ra tests/install/test_other_processors.py
 
 # One binary, several torch versions: the wheel runs unchanged in a second environment.
 test-wheel: wheel $(OTHER_VENV)/.ready

@@ -176,7 +176,8 @@ def folders() -> dict[str, dict[str, str]]:
 
 
 # Listed so that a source distribution holds them; NinjaBuild finds them by itself.
-FILES = sorted(str(path.relative_to(ROOT)) for path in CSRC.glob("**/*.*") if path.is_file())
+SUFFIXES = (".h", ".cpp", ".cu", ".py")
+FILES = sorted(str(p.relative_to(ROOT)) for p in CSRC.glob("**/*.*") if p.suffix in SUFFIXES)
 NATIVE = toolchain.switch("FASTCLIP_NATIVE", "1") != "0"
 
 setup(

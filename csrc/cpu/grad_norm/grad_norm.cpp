@@ -38,7 +38,7 @@ constexpr int64_t kSerialBytes = 6 * 1024 * 1024;
 constexpr int64_t kFollowBytes = 2 * 1024 * 1024;
 
 int threads_for(int64_t tasks) {  // torch.set_num_threads sets omp's maximum
-  return static_cast<int>(std::clamp<int64_t>(tasks, 1, omp_get_max_threads()));
+  return static_cast<int>(std::clamp<int64_t>(tasks, 1, max_threads()));
 }
 
 // Calls `work` with every thread's number and how many there are. One needs no team of libgomp's.
@@ -98,7 +98,7 @@ int NormPass::followers(const TensorList& list, size_t tensors) {
   const int64_t bytes = list.bytes() + kChunkOverheadBytes * chunks;
   const int64_t expected = bytes / chunks * static_cast<int64_t>(tensors);
   // Where threads outnumber processors, one that wakes may wait milliseconds for its turn.
-  const bool crowded = omp_get_max_threads() > omp_get_num_procs();
+  const bool crowded = max_threads() > omp_get_num_procs();
   const bool worth = list.on_cpu() && expected >= kFollowBytes && !crowded;
   return worth ? threads_for(expected / kTaskBytes) : 1;
 }

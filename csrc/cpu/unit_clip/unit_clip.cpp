@@ -95,7 +95,7 @@ bool UnitClip::overlaps() const {
 UnitTasks UnitClip::tasks() {
   const int64_t count = static_cast<int64_t>(bounds_.size()) - 1;
   const bool small = bytes_ < kSerialBytes;
-  const int threads = small ? 1 : static_cast<int>(std::min<int64_t>(omp_get_max_threads(), count));
+  const int threads = small ? 1 : static_cast<int>(std::min<int64_t>(max_threads(), count));
   return {pieces_.data(), bounds_.data(), count, threads};
 }
 
