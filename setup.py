@@ -1,150 +1,153 @@
 """Builds fastclip._native from csrc/ with ninja: pybind11 and a C++17 compiler, no torch.
 
+Honoured: CXX, CPPFLAGS, CXXFLAGS, LDFLAGS; `build_ext -j`, MAX_JOBS, and -j in MAKEFLAGS.
 FASTCLIP_NATIVE=0 leaves the native core out; fastclip then runs on its pure-torch references.
 FASTCLIP_CUDA=0 leaves the CUDA kernels out, =1 insists on them; else they are built where nvcc is.
+FASTCLIP_OPENMP=0 builds for one thread, =1 insists on threads.
 FASTCLIP_SANITIZE=address,undefined (or thread) builds the CPU kernels under those sanitizers;
 thread with tests/sanitize in libgomp's place.
 """
 
+import atexit
 import os
-import platform
-import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-CSRC = Path(__file__).parent.resolve() / "csrc"
-SANITIZE = CSRC.parent / "tests" / "sanitize"
-NATIVE = os.environ.get("FASTCLIP_NATIVE", "1") != "0"
-X86_LEVELS = {
-    "baseline": "",
-    "v3": "-march=x86-64-v3",
-    "v4": "-march=x86-64-v4 -Wno-maybe-uninitialized -Wno-uninitialized",  # GCC 12's own headers
-}
+ROOT = Path(__file__).parent.resolve()
+CSRC = ROOT / "csrc"
+SANITIZE = ROOT / "tests" / "sanitize"
+sys.path.insert(0, str(CSRC))  # pip runs this file without the folder on the path
 
-NO_COMPILER = """
-fastclip needs a C++17 compiler to build its kernels, and {compiler!r} {problem}.
-Install one (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++), or name yours in
-CXX, or install without native kernels, on the slower pure-torch references:
+import toolchain  # noqa: E402
 
-    FASTCLIP_NATIVE=0 pip install .
-"""
 CUDA_ARCHS = ("80", "86", "89", "90", "100", "120")
-CUDA_OLDEST = (12, 1)  # of nvcc; kernels take 32 KB of parameters from here on
+FAILED = (
+    "building fastclip's native core failed: see the messages above, or"
+    " install without the CUDA kernels (FASTCLIP_CUDA=0 pip install .)"
+    " or without all of it: FASTCLIP_NATIVE=0 pip install ."
+)
 
 
-def compiler() -> str:
-    """The C++ compiler: $CXX, else g++, else c++."""
-    command = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or "g++"
-    try:
-        subprocess.run([*command.split(), "--version"], capture_output=True, check=True)
-    except FileNotFoundError as error:
-        raise CompileError(NO_COMPILER.format(compiler=command, problem="was not found")) from error
-    except subprocess.CalledProcessError as error:
-        raise CompileError(NO_COMPILER.format(compiler=command, problem="does not run")) from error
-    return command
+def quoted(command: Iterable[object]) -> str:
+    """A command line for the shell, as ninja has to read it."""
+    return shlex.join(str(word) for word in command).replace("$", "$$")
 
 
-def nvcc() -> str | None:
-    """The CUDA compiler, where the CUDA kernels are to be built."""
-    wanted = os.environ.get("FASTCLIP_CUDA", "")
-    if wanted == "0" or (not wanted and os.environ.get("FASTCLIP_SANITIZE")):
-        return None
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    known = [str(Path(home) / "bin") for home in [*homes, "/usr/local/cuda"] if home]
-    command = shutil.which("nvcc", path=os.pathsep.join([*known[:-1], os.environ["PATH"]]))
-    command = command or shutil.which("nvcc", path=known[-1])
-    problem = "nvcc was not found: set CUDA_HOME"
-    if command is not None:
-        text = subprocess.run([command, "--version"], capture_output=True, text=True).stdout
-        found = re.search(r"release (\d+)\.(\d+)", text)
-        if found and (int(found[1]), int(found[2])) >= CUDA_OLDEST:
-            return command
-        problem = f"{command} is older than CUDA 12.1, or does not run"
-    if wanted:
-        raise CompileError(f"FASTCLIP_CUDA={wanted}, but {problem}")
-    print(f"fastclip is built without CUDA kernels: {problem}")
-    return None
+def escaped(path: object) -> str:
+    """A path in a build line of ninja's, which quotes it for the shell where a command names it."""
+    text = str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+    if "\n" in text:
+        raise CompileError(f"fastclip cannot be built under {str(path)!r}: a line break is in it")
+    return text
 
 
-def cuda_rule(command: str) -> list[str]:
-    """The ninja rule for .cu files: machine code of every architecture nvcc knows, and PTX."""
-    listed = subprocess.run([command, "--list-gpu-code"], capture_output=True, text=True).stdout
-    archs = [arch for arch in CUDA_ARCHS if f"sm_{arch}" in listed.split()]
-    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
-    flags = "-std=c++17 -O3 --threads 2 -ccbin $host_cxx -Xcompiler -fPIC,-fvisibility=hidden"
+def rule(name: str, command: str) -> list[str]:
+    """A ninja rule whose compiler lists the headers that it read."""
     return [
-        "rule compile_cuda",
+        f"rule {name}",
         "  description = $out",
-        f"  command = {command} -I{CSRC} {flags} {' '.join(targets)} -MD -MF $out.d -c $in -o $out",
+        f"  command = {command} -MD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
     ]
+
+
+def cuda_command(nvcc: str, host: str) -> str:
+    """nvcc's command: machine code of every architecture that it knows, and PTX."""
+    listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout
+    archs = [arch for arch in CUDA_ARCHS if f"sm_{arch}" in listed.split()]
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    flags = [
+        "-std=c++17",
+        "-O3",
+        "--threads",
+        "2",
+        "-ccbin",
+        host,
+        "-Xcompiler",
+        "-fPIC,-fvisibility=hidden",
+    ]
+    return quoted([nvcc, f"-I{CSRC}", *flags, *targets])
+
+
+def compile_command(cxx: toolchain.Compiler, cuda: bool, guards: list[str]) -> str:
+    """The command for a .cpp file, the user's own flags last."""
+    import pybind11
+
+    sanitized = bool(guards)
+    quiet = ["psabi", "unknown-pragmas", "unused-function", "ignored-attributes"]
+    if cxx.kind == "gcc":
+        quiet += ["maybe-uninitialized", "uninitialized"]  # GCC 12's own headers, at v4
+    flags = ["-std=c++17", "-O1" if sanitized else "-O3", "-fPIC", "-fvisibility=hidden"]
+    flags += ["-fopenmp"] if cxx.openmp else []
+    flags += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
+    flags += ["-Wall", "-Wextra", "-Werror=return-type", *(f"-Wno-{name}" for name in quiet)]
+    includes = [
+        f"-I{CSRC}",
+        "-isystem",
+        sysconfig.get_path("include"),
+        "-isystem",
+        pybind11.get_include(),
+    ]
+    defines = [f"-DFASTCLIP_X86_LEVELS={int(cxx.x86_64)}", f"-DFASTCLIP_CUDA={int(cuda)}"]
+    return quoted([*cxx.command, *flags, *includes, *defines, *guards, *toolchain.compile_flags()])
+
+
+def link_command(
+    cxx: toolchain.Compiler, nvcc: str | None, guards: list[str], threads: bool
+) -> str:
+    """The command that makes the shared library, the user's own flags last."""
+    host = [*(["-fopenmp"] if threads else []), *(guards or ["-s"])]
+    if sys.platform == "darwin":
+        host = [*guards, "-undefined", "dynamic_lookup"]
+    user = toolchain.words("LDFLAGS")
+    if nvcc is None:
+        return f"{quoted([*cxx.command, '-shared', *host])} $in -o $out {quoted(user)}"
+    # nvcc knows where its static runtime lies. It splits a list at commas that no \ stands before.
+    passed = [word for flag in [*host, *user] for word in ("-Xcompiler", flag.replace(",", r"\,"))]
+    command = [nvcc, "-shared", "-cudart", "static", "-ccbin", cxx.command[-1], *passed]
+    return f"{quoted(command)} $in -o $out"
 
 
 def ninja_file(output: Path) -> str:
     """build.ninja: every source once, the CPU kernels once per instruction-set level."""
-    cxx = compiler()
-    import pybind11
-
-    cuda = nvcc()
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    levels = X86_LEVELS if x86 else {"baseline": ""}
+    cxx = toolchain.find_compiler()
     sanitize = os.environ.get("FASTCLIP_SANITIZE", "")
-    guards = f"-fsanitize={sanitize} -fno-omit-frame-pointer -g" if sanitize else ""
+    nvcc = toolchain.find_nvcc(bool(sanitize))
+    guards = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g"] if sanitize else []
     stand_ins = sorted(SANITIZE.glob("*.cpp")) if sanitize == "thread" else []
-    flags = " ".join(
-        [
-            f"-std=c++17 {'-O1' if sanitize else '-O3'} -fPIC -fopenmp -fvisibility=hidden",
-            "-Wall -Wextra -Werror=return-type",
-            "-fno-math-errno -fno-trapping-math -ffp-contract=fast -Wno-psabi",
-            "-Wno-unknown-pragmas -Wno-unused-function -Wno-ignored-attributes",
-            f"-I{CSRC} -isystem {sysconfig.get_path('include')}",
-            f"-isystem {pybind11.get_include()}",
-            f"-DFASTCLIP_X86_LEVELS={int(x86)} -DFASTCLIP_CUDA={int(cuda is not None)}",
-            guards,
-        ]
-    )
-    link = f"$cxx -shared {'' if stand_ins else '-fopenmp'} {guards or '-s'} $in -o $out"
-    if cuda is not None:  # nvcc knows where its static runtime lies
-        host_flags = ",".join(["-fopenmp", *(guards.split() or ["-s"])])
-        link = f"{cuda} -shared -cudart static -ccbin $host_cxx -Xcompiler {host_flags}"
-        link += " $in -o $out"
-    lines = [
-        f"cxx = {cxx}",
-        f"host_cxx = {cxx.split()[-1]}",  # without a launcher such as ccache
-        f"flags = {flags}",
-        "rule compile",
-        "  description = $out",
-        "  command = $cxx $flags $level -MD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "rule link",
-        "  description = $out",
-        f"  command = {link}",
-        *(cuda_rule(cuda) if cuda else []),
-    ]
+    link = link_command(cxx, nvcc, guards, cxx.openmp and not stand_ins)
+    lines = [*rule("compile", f"{compile_command(cxx, nvcc is not None, guards)} $level")]
+    lines += ["rule link", "  description = $out", f"  command = {link}"]
+    if nvcc is not None:
+        lines += rule("compile_cuda", cuda_command(nvcc, cxx.command[-1]))
     objects = []
     for source in [*sorted(CSRC.glob("**/*.cpp")), *stand_ins]:
         per_level = source.match("cpu/*/kernels.cpp")
-        stem = source.relative_to(CSRC.parent).with_suffix("")
-        for name, level in levels.items() if per_level else [("", "")]:
+        stem = source.relative_to(ROOT).with_suffix("")
+        for name, level in cxx.levels().items() if per_level else [("", [])]:
             objects.append(f"{stem}{'.' + name if name else ''}.o")
-            lines.append(f"build {objects[-1]}: compile {source}")
+            lines.append(f"build {objects[-1]}: compile {escaped(source)}")
             if per_level:
-                lines.append(f"  level = {level} -DFASTCLIP_ISA={name} -fno-exceptions")
-    for source in sorted(CSRC.glob("cuda/*.cu")) if cuda else []:
+                lines.append(
+                    f"  level = {quoted([*level, f'-DFASTCLIP_ISA={name}', '-fno-exceptions'])}"
+                )
+    for source in sorted(CSRC.glob("cuda/*.cu")) if nvcc else []:
         objects.append(f"{source.stem}.cuda.o")
-        lines.append(f"build {objects[-1]}: compile_cuda {source}")
-    lines.append(f"build {output}: link {' '.join(objects)}")
-    return "\n".join([*lines, f"default {output}", ""])
+        lines.append(f"build {objects[-1]}: compile_cuda {escaped(source)}")
+    lines.append(f"build {escaped(output)}: link {' '.join(objects)}")
+    return "\n".join([*lines, f"default {escaped(output)}", ""])
 
 
 class NinjaBuild(build_ext):
@@ -155,15 +158,21 @@ class NinjaBuild(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
-        (folder / "build.ninja").write_text(ninja_file(output))
+        (folder / "build.ninja").write_bytes(os.fsencode(ninja_file(output)))
+        command = [sys.executable, "-m", "ninja", *toolchain.jobs(self.parallel), "-C", str(folder)]
         try:
-            subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder)], check=True)
+            subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
         except subprocess.CalledProcessError as error:
-            raise CompileError(
-                "building fastclip's native core failed: see the messages above, or"
-                " install without the CUDA kernels (FASTCLIP_CUDA=0 pip install .)"
-                " or without all of it: FASTCLIP_NATIVE=0 pip install ."
-            ) from error
+            raise CompileError(FAILED) from error
+
+
+def folders() -> dict[str, dict[str, str]]:
+    """Options that keep setuptools out of a source tree that cannot be written."""
+    if os.access(ROOT, os.W_OK):
+        return {}
+    scratch = tempfile.mkdtemp(prefix="fastclip-build-")
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    return {"egg_info": {"egg_base": scratch}, "build": {"build_base": scratch}}
 
 
 def build_in_place() -> None:
@@ -180,10 +189,13 @@ def build_in_place() -> None:
 
 
 # Listed so that a source distribution holds them; NinjaBuild finds them by itself.
-FILES = sorted(str(path.relative_to(CSRC.parent)) for path in CSRC.glob("**/*.*"))
+SUFFIXES = (".h", ".cpp", ".cu", ".py")
+FILES = sorted(str(p.relative_to(ROOT)) for p in CSRC.glob("**/*.*") if p.suffix in SUFFIXES)
+NATIVE = toolchain.switch("FASTCLIP_NATIVE", "1") != "0"
 
 if __name__ == "__main__":
     setup(
         ext_modules=[Extension("fastclip._native", sources=FILES)] if NATIVE else [],
         cmdclass={"build_ext": NinjaBuild},
+        options=folders(),
     )

@@ -45,7 +45,7 @@ def rewrite_(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
 def parameters_of(case: str, dtypes: list[torch.dtype]) -> list[nn.Parameter]:
     shapes = CASES[case]
     if shapes is TRANSFUSE_S:
-        transfuse = pytest.importorskip("fastclip.transfuse", reason="needs fastclip[train]")
+        transfuse = pytest.importorskip("fastclip.transfuse", reason="needs fastclip-torch[train]")
         model = transfuse.create_model(TRANSFUSE_S)
         shapes = [tuple(p.shape) for p in model.parameters()]
     parameters = []

@@ -42,7 +42,7 @@ class Clock:
 
 def training() -> tuple[torch.nn.Module, torch.optim.Optimizer, Callable[[], torch.Tensor]]:
     """The model, its optimizer, and all of a training step but `optimizer.step()`."""
-    transfuse = pytest.importorskip("fastclip.transfuse", reason="needs fastclip[train]")
+    transfuse = pytest.importorskip("fastclip.transfuse", reason="needs fastclip-torch[train]")
     torch.manual_seed(0)
     model = transfuse.create_model("transfuse_s")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

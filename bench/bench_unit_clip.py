@@ -60,7 +60,7 @@ def ours_(parameters: Sequence[nn.Parameter], clipping: float) -> None:
 def parameters_of(case: str) -> list[nn.Parameter]:
     shapes = CASES[case]
     if isinstance(shapes, str):
-        transfuse = pytest.importorskip("fastclip.transfuse", reason="needs fastclip[train]")
+        transfuse = pytest.importorskip("fastclip.transfuse", reason="needs fastclip-torch[train]")
         shapes = [tuple(p.shape) for p in transfuse.create_model(shapes).parameters()]
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(shape)) for shape in shapes]

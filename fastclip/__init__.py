@@ -19,8 +19,7 @@ from fastclip.losses import StructureLoss, structure_loss
 from fastclip.norms.monitor import NormMonitor
 from fastclip.norms.report import NormReport, grad_norms, param_norms
 from fastclip.norms.stats import TensorStats
-
-__version__ = "0.1.0"
+from fastclip.version import __version__
 
 __all__ = [
     "AGC",
@@ -31,6 +30,7 @@ __all__ = [
     "StructureLoss",
     "TensorStats",
     "ZClip",
+    "__version__",
     "clip_grad_norm_",
     "clip_grad_value_",
     "clip_grads_in_step_",

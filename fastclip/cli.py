@@ -8,6 +8,8 @@ import io
 import sys
 from collections.abc import Sequence
 
+from fastclip.distribution import install_hint, overwritten
+
 COMMANDS = {
     "train": "train a TransFuse on a folder of images and masks, or on synthetic ones",
     "evaluate": "loss, Dice, IoU and accuracy of a checkpoint",
@@ -34,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 where it was interrupted. One line on stderr says why; only a fault of the program
         itself shows a traceback.
     """
+    if problem := overwritten():
+        return _fail(problem, 1)
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
@@ -42,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except ModuleNotFoundError as error:
         # The package itself needs torch only; all else belongs to the extra.
-        hint = "" if "fastclip[train]" in str(error) else ": pip install 'fastclip[train]'"
+        hint = "" if "pip install" in str(error) else f": {install_hint('train')}"
         return _fail(f"{error}{hint}", 1)
 
 

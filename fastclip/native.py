@@ -1,11 +1,33 @@
-"""The native core, bound to torch, or the reason why it is not there."""
+"""The native core, bound to torch, or the reason why it is not there.
+
+FASTCLIP_NATIVE=0 leaves it out; =1 makes it an error where it cannot be had. Unset, a warning says
+why once, and the pure-torch references run.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
+import warnings
+from pathlib import Path
 from types import ModuleType
 
 import torch
+
+ISA_LEVELS = ("baseline", "v3", "v4")
+REMEDY = (
+    "pip install --force-reinstall --no-deps --no-cache-dir fastclip-torch;"
+    " FASTCLIP_NATIVE=0 in the environment accepts the slower pure-torch references in silence"
+)
+
+
+def _switch(variable: str, values: tuple[str, ...]) -> str:
+    value = os.environ.get(variable, "")
+    if value not in ("", *values):
+        raise ImportError(
+            f"the environment has {variable}={value!r}: set it to {' or '.join(values)}, or not"
+        )
+    return value
 
 
 def bind(module: ModuleType) -> None:
@@ -20,17 +42,41 @@ def bind(module: ModuleType) -> None:
 
 
 def _load() -> tuple[ModuleType | None, str]:
-    if os.environ.get("FASTCLIP_NATIVE") == "0":
+    wanted = _switch("FASTCLIP_NATIVE", ("0", "1"))
+    _switch("FASTCLIP_ISA", ISA_LEVELS)
+    if wanted == "0":
         return None, "FASTCLIP_NATIVE=0 is set"
     try:
         from fastclip import _native
-    except ImportError as error:
-        return None, f"this install has no native core ({error})"
-    try:
+
         bind(_native)
-    except RuntimeError as error:
-        return None, str(error)
-    return _native, ""
+        return _native, ""
+    except (ImportError, RuntimeError, AttributeError) as error:
+        reason = _explained(error)
+        if wanted == "1":
+            raise ImportError(
+                f"FASTCLIP_NATIVE=1, but fastclip's native core cannot be used: {reason}."
+                f" Remedy: {REMEDY}"
+            ) from error
+    message = f"fastclip runs without its native core, slower: {reason}. Remedy: {REMEDY}"
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+    return None, reason
+
+
+def _explained(error: Exception) -> str:
+    """The reason in a sentence: no binary, one of another Python's, or one that does not load."""
+    if isinstance(error, RuntimeError):
+        return str(error)
+    if isinstance(error, AttributeError):
+        return f"the binary is of another version than these files ({error})"
+    if not (isinstance(error, ImportError) and error.name == "fastclip"):
+        return f"the binary does not load ({error})"
+    folder = Path(__file__).parent
+    binaries = sorted(path.name for path in folder.glob("_native.*") if path.suffix != ".pyi")
+    if not binaries:
+        return f"this install has no native core: none was built in {folder}"
+    python = f"{sys.implementation.cache_tag} on {sys.platform}"
+    return f"{', '.join(binaries)} in {folder} is for another Python than this {python}"
 
 
 core, why_missing = _load()

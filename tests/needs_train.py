@@ -1,6 +1,6 @@
-"""Importing this skips, visibly, where fastclip[train] is not installed."""
+"""Importing this skips, visibly, where fastclip-torch[train] is not installed."""
 
 import pytest
 
 for module in ("timm", "torchvision", "tqdm", "matplotlib", "tyro"):
-    pytest.importorskip(module, reason="needs fastclip[train]")
+    pytest.importorskip(module, reason="needs fastclip-torch[train]")

@@ -1,12 +1,11 @@
 // How work over a list of tensors is spread over OpenMP's threads.
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstdint>
 
 #include "cpu/vector/float_mode.h"
+#include "openmp.h"
 
 namespace fastclip::cpu {
 
@@ -14,7 +13,7 @@ namespace fastclip::cpu {
 constexpr int64_t kSerialBytes = 6 * 1024 * 1024;
 
 inline int threads_for(int64_t tasks) {  // torch.set_num_threads sets omp's maximum
-  return static_cast<int>(std::clamp<int64_t>(tasks, 1, omp_get_max_threads()));
+  return static_cast<int>(std::clamp<int64_t>(tasks, 1, max_threads()));
 }
 
 // Calls `work` with every thread's number and how many there are; all round and flush denormals as

@@ -6,7 +6,8 @@ try:
     from fastclip.transfuse.pretrained import load_backbones
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"fastclip.transfuse needs {error.name}: pip install 'fastclip[train]'", name=error.name
+        f"fastclip.transfuse needs {error.name}: pip install 'fastclip-torch[train]'",
+        name=error.name,
     ) from error
 
 __all__ = ["ARCHITECTURES", "TransFuse", "create_model", "load_backbones"]

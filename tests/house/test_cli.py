@@ -44,7 +44,7 @@ def test_a_missing_extra_says_how_to_install_it(missing: str) -> None:
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert missing in line
-    assert line.endswith("pip install 'fastclip[train]'")
+    assert line.endswith("pip install 'fastclip-torch[train]'")
 
 
 def test_an_unknown_command_gets_the_choices(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,9 @@ def test_scores_by_hand() -> None:
 
 
 def test_scores_agree_with_torchmetrics() -> None:
-    functional = pytest.importorskip("torchmetrics.functional", reason="needs fastclip[train]")
+    functional = pytest.importorskip(
+        "torchmetrics.functional", reason="needs fastclip-torch[train]"
+    )
     torch.manual_seed(0)
     guess, truth = torch.rand(2, 5, 1, 16, 16) > 0.4
     scores = binary_scores(guess, truth)

@@ -12,7 +12,7 @@ namespace fastclip::cpu {
 namespace {
 
 void reduce_chunks(const Chunk* chunks, int64_t count, const NormOrder* orders, int64_t order_count,
-                   long double* partial) {
+                   Scaled* partial) {
   FASTCLIP_DISPATCH(reduce_chunks(chunks, count, orders, order_count, partial))
 }
 
@@ -38,32 +38,39 @@ constexpr int64_t kFollowBytes = 2 * 1024 * 1024;
 // Sums of powers, or extremes, as they are gathered from chunks to tensors to the whole list.
 class Gather {
  public:
-  Gather(NormKind kind, double p)
-      : kind_(kind), p_(p), value_(kind == NormKind::kMin ? kInfinity : 0.0L) {}
-
-  void add(long double value) {
-    const bool extreme = kind_ == NormKind::kMax || kind_ == NormKind::kMin;
-    if (!extreme) {
-      value_ += value;
-    } else if (std::isnan(value) || (kind_ == NormKind::kMax ? value > value_ : value < value_)) {
-      value_ = std::isnan(value_) ? value_ : value;
-    }
+  explicit Gather(NormOrder order) : order_(order), value_{0, 1} {
+    if (order.kind == NormKind::kMin) value_.sum = std::numeric_limits<double>::infinity();
   }
 
-  long double value() const { return value_; }
+  void add(Scaled value) {
+    const double x = value.sum;
+    if (order_.kind == NormKind::kMax || order_.kind == NormKind::kMin) {
+      const bool better = order_.kind == NormKind::kMax ? x > value_.sum : x < value_.sum;
+      if ((std::isnan(x) || better) && !std::isnan(value_.sum)) value_.sum = x;
+      return;
+    }
+    const Scaled before = value_;
+    value_ = plus(before, value, order_.p);
+    if (value_.unit != before.unit) lost_ = 0;  // all that was there is little now
+    if (before.unit != value.unit || !std::isfinite(value_.sum)) return;
+    // What rounding took, kept aside: a list has up to millions of chunks.
+    lost_ += before.sum >= x ? (before.sum - value_.sum) + x : (x - value_.sum) + before.sum;
+  }
+
+  void add(const Gather& other) {
+    add(other.value_);
+    if (value_.unit == other.value_.unit) lost_ += other.lost_;
+  }
 
   double norm() const {
-    if (kind_ == NormKind::kL2) return static_cast<double>(std::sqrt(value_));
-    if (kind_ == NormKind::kPower)
-      return static_cast<double>(std::pow(value_, 1 / (long double)p_));
-    return static_cast<double>(value_);
+    const bool extreme = order_.kind == NormKind::kMax || order_.kind == NormKind::kMin;
+    return extreme ? value_.sum : root({value_.sum + lost_, value_.unit}, order_.p);
   }
 
  private:
-  static constexpr long double kInfinity = std::numeric_limits<long double>::infinity();
-  NormKind kind_;
-  double p_;
-  long double value_;
+  NormOrder order_;
+  Scaled value_;
+  double lost_ = 0;  // in value_'s unit
 };
 
 }  // namespace
@@ -77,7 +84,7 @@ int NormPass::followers(const TensorList& list, size_t tensors) {
   const int64_t bytes = list.bytes() + kChunkOverheadBytes * chunks;
   const int64_t expected = bytes / chunks * static_cast<int64_t>(tensors);
   // Where threads outnumber processors, one that wakes may wait milliseconds for its turn.
-  const bool crowded = omp_get_max_threads() > omp_get_num_procs();
+  const bool crowded = max_threads() > omp_get_num_procs();
   const bool worth = list.on_cpu() && expected >= kFollowBytes && !crowded;
   return worth ? threads_for(expected / kTaskBytes) : 1;
 }
@@ -133,14 +140,14 @@ void NormPass::finish(const TensorList& list, double* total, double* per_tensor)
   });
 
   for (size_t o = 0; o < orders; ++o) {
-    Gather all(orders_[o].kind, orders_[o].p);
+    Gather all(orders_[o]);
     size_t c = 0;
     for (size_t t = 0; t < tensors; ++t) {
-      Gather tensor(orders_[o].kind, orders_[o].p);
+      Gather tensor(orders_[o]);
       for (; c < chunks.size() && chunks[c].tensor == static_cast<int32_t>(t); ++c) {
         tensor.add(partial_[c * orders + o]);
       }
-      all.add(tensor.value());
+      all.add(tensor);
       if (per_tensor != nullptr) per_tensor[o * tensors + t] = tensor.norm();
     }
     total[o] = all.norm();

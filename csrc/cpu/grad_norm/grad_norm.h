@@ -38,9 +38,9 @@ class NormPass {
   void read(const TensorList& list, int64_t task, size_t thread);
 
   std::vector<NormOrder> orders_;
-  std::vector<long double> partial_;  // [chunks, orders]
-  std::vector<int32_t> before_;       // the task that its thread has read before each task, or -1
-  std::vector<int32_t> last_;         // the last task of each thread, or -1
+  std::vector<Scaled> partial_;  // [chunks, orders]
+  std::vector<int32_t> before_;  // the task that its thread has read before each task, or -1
+  std::vector<int32_t> last_;    // the last task of each thread, or -1
 };
 
 // The same without a pass before it.

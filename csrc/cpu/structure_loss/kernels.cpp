@@ -4,10 +4,9 @@
 // weights while they are in L1.
 #include "cpu/structure_loss/kernels.h"
 
-#include <omp.h>
-
 #include "cpu/structure_loss/sums.h"
 #include "cpu/structure_loss/weights.h"
+#include "openmp.h"
 
 namespace fastclip::cpu::FASTCLIP_ISA {
 namespace {

@@ -1,10 +1,9 @@
 #include "cpu/structure_loss/structure_loss.h"
 
-#include <omp.h>
-
 #include <algorithm>
 
 #include "cpu/structure_loss/sums.h"
+#include "openmp.h"
 
 namespace fastclip::cpu {
 namespace {
@@ -73,7 +72,7 @@ LossPass StructureLoss::pass() const {
 void StructureLoss::run(LossPass& pass) const {
   const bool small = images * height * width * pass.head_count < kSerialPixels;
   pass.threads =
-      small ? 1 : static_cast<int>(std::min<int64_t>(omp_get_max_threads(), images * pass.bands));
+      small ? 1 : static_cast<int>(std::min<int64_t>(max_threads(), images * pass.bands));
   pass.scratch_bytes = loss_scratch_bytes(pass);
   struct alignas(128) Line {
     char bytes[128];

@@ -12,24 +12,22 @@ namespace {
 constexpr double kHighFloor = 1e-12;
 
 template <class T>
-FASTCLIP_INLINE long double sum_squares(const T* x, int64_t n, double floor) {
+FASTCLIP_INLINE Scaled sum_squares(const T* x, int64_t n, double floor) {
   const double sum = sum_of<Square>(x, n);
-  if (sum <= kFloatHigh && (sum >= kFloatLow || floor >= kHighFloor)) return sum;
+  if (sum <= kFloatHigh && (sum >= kFloatLow || floor >= kHighFloor)) return {sum, 1};
   f64v wide{};  // the square of any float fits
   for (int64_t i = 0; i < n; i += kLanes) {
     const f32v part = n - i < kLanes ? load_part(x + i, n - i) : load(x + i);
     const f64v v = __builtin_convertvector(part, f64v);
     wide += v * v;
   }
-  return sum_lanes(wide);
+  return {sum_lanes(wide), 1};
 }
 
-FASTCLIP_INLINE long double sum_squares(const double* x, int64_t n, double floor) {
+FASTCLIP_INLINE Scaled sum_squares(const double* x, int64_t n, double floor) {
   const double total = sum_of<Square>(x, n);
-  if (total <= kDoubleHigh && (total >= kDoubleLow || floor >= kHighFloor)) return total;
-  long double wide = 0;
-  for (int64_t i = 0; i < n; ++i) wide += (long double)x[i] * x[i];
-  return wide;
+  if (total <= kDoubleHigh && (total >= kDoubleLow || floor >= kHighFloor)) return {total, 1};
+  return scaled_squares(x, n);
 }
 
 template <class T>
@@ -43,8 +41,8 @@ void clip(UnitPiece& piece, UnitRule rule) {
     return;
   }
   for (int64_t u = 0; u < piece.units; ++u, weight += piece.size, grad += piece.size) {
-    const long double weight_sum = sum_squares(weight, piece.size, rule.eps);
-    const long double grad_sum = sum_squares(grad, piece.size, lowest);
+    const Scaled weight_sum = sum_squares(weight, piece.size, rule.eps);
+    const Scaled grad_sum = sum_squares(grad, piece.size, lowest);
     const double factor = unit_factor(weight_sum, grad_sum, rule);
     if (factor == 1) continue;
     scale(grad, piece.size, factor);

@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "cpu/vector/isa.h"
+#include "cpu/vector/scaled.h"
 #include "tensors/chunk.h"
 
 namespace fastclip::cpu {
@@ -23,7 +24,7 @@ struct UnitPiece {
   bool first;    // not a later part of the unit that the piece before it is of
   bool written;  // whether anything was scaled
   // Of a part: its sums of squares, set by clip_units; its unit's factor, read by scale_parts.
-  long double weight_sum, grad_sum;
+  Scaled weight_sum, grad_sum;
   double factor;
 };
 
@@ -39,9 +40,9 @@ constexpr double kGradFloor = 1e-6;
 
 // From sums of squares: 1 where |g| is within clipping * max(|w|, eps), else that limit over
 // max(|g|, 1e-6); NaN where a sum is, or where the limit and |g| are both infinite.
-static inline double unit_factor(long double weight_sum, long double grad_sum, UnitRule rule) {
-  const double weight = static_cast<double>(__builtin_sqrtl(weight_sum));
-  const double grad = static_cast<double>(__builtin_sqrtl(grad_sum));
+static inline double unit_factor(Scaled weight_sum, Scaled grad_sum, UnitRule rule) {
+  const double weight = root(weight_sum, 2);
+  const double grad = root(grad_sum, 2);
   const double limit = rule.clipping * (weight < rule.eps ? rule.eps : weight);
   if (grad <= limit && !__builtin_isinf(grad)) return 1;
   return limit / (grad < kGradFloor ? kGradFloor : grad);

@@ -1,10 +1,9 @@
 #include "cpu/unit_clip/unit_clip.h"
 
-#include <omp.h>
-
 #include <algorithm>
 
 #include "cpu/vector/float_mode.h"
+#include "openmp.h"
 
 namespace fastclip::cpu {
 namespace {
@@ -90,16 +89,16 @@ bool UnitClip::overlaps() const {
 UnitTasks UnitClip::tasks() {
   const int64_t count = static_cast<int64_t>(bounds_.size()) - 1;
   const bool small = bytes_ < kSerialBytes;
-  const int threads = small ? 1 : static_cast<int>(std::min<int64_t>(omp_get_max_threads(), count));
+  const int threads = small ? 1 : static_cast<int>(std::min<int64_t>(max_threads(), count));
   return {pieces_.data(), bounds_.data(), count, threads, float_mode()};
 }
 
 void UnitClip::set_factors() {
   for (size_t first = 0, last; first < pieces_.size(); first = last) {
-    long double weight = pieces_[first].weight_sum, grad = pieces_[first].grad_sum;
+    Scaled weight = pieces_[first].weight_sum, grad = pieces_[first].grad_sum;
     for (last = first + 1; last < pieces_.size() && !pieces_[last].first; ++last) {
-      weight += pieces_[last].weight_sum;
-      grad += pieces_[last].grad_sum;
+      weight = plus(weight, pieces_[last].weight_sum, 2);
+      grad = plus(grad, pieces_[last].grad_sum, 2);
     }
     const double factor = unit_factor(weight, grad, rule_);
     for (size_t i = first; i < last; ++i) pieces_[i].factor = factor;

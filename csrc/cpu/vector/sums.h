@@ -4,6 +4,7 @@
 
 #include <math.h>
 
+#include "cpu/vector/scaled.h"
 #include "cpu/vector/simd.h"
 
 namespace fastclip::cpu {
@@ -92,6 +93,49 @@ FASTCLIP_INLINE double scalar(const T* x, int64_t i) {
 }
 FASTCLIP_INLINE double scalar(const float* x, int64_t i) { return x[i]; }
 FASTCLIP_INLINE double scalar(const double* x, int64_t i) { return x[i]; }
+
+// As integers, magnitudes keep their order and NaN comes above infinity, so it is never lost.
+template <class T>
+FASTCLIP_INLINE double max_magnitude(const T* x, int64_t n) {
+  u32v a{}, b{};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    const u32v v = bit_cast<u32v>(abs(load(x + i)));
+    const u32v w = bit_cast<u32v>(abs(load(x + i + kLanes)));
+    a = v > a ? v : a;
+    b = w > b ? w : b;
+  }
+  for (; i < n; i += kLanes) {
+    const u32v v = bit_cast<u32v>(abs(load_part(x + i, n - i < kLanes ? n - i : kLanes)));
+    a = v > a ? v : a;
+  }
+  uint32_t best = 0;
+  for (int l = 0; l < kLanes; ++l) best = a[l] > best ? a[l] : best;
+  for (int l = 0; l < kLanes; ++l) best = b[l] > best ? b[l] : best;
+  return bit_cast<float>(best);
+}
+
+FASTCLIP_INLINE double max_magnitude(const double* x, int64_t n) {
+  uint64_t best = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint64_t v = bit_cast<uint64_t>(x[i]) & 0x7fffffffffffffffull;
+    best = v > best ? v : best;
+  }
+  return bit_cast<double>(best);
+}
+
+// The sum of squares where that of a chunk leaves double's range.
+FASTCLIP_INLINE Scaled scaled_squares(const double* x, int64_t n) {
+  const double largest = max_magnitude(x, n);
+  if (!(largest > 0 && largest <= DBL_MAX)) return {largest, 1};  // zeros; an infinity; NaN
+  const double unit = unit_below(largest);
+  double wide = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const double v = x[i] / unit;
+    wide += v * v;
+  }
+  return {wide, unit};
+}
 
 template <class T>
 FASTCLIP_INLINE void scale(T* x, int64_t n, double factor) {
