@@ -38,7 +38,7 @@ $(VENV)/.ready: $(VENV)/bin/pip $(SOURCES)
 	@test -e $@ || echo 'make setup: downloads about 3 GB once (6 GB in $(VENV)), nearly all of it torch' \
 	'with CUDA: 5 to 20 minutes. With TORCH_INDEX=(the CPU index of pytorch.org) it is under 1 GB.'
 	$(if $(TORCH_INDEX),$(VENV)/bin/python -m pip install --quiet --index-url '$(TORCH_INDEX)' torch torchvision)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[train,dev]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[train,medical,dev]'
 	touch $@
 
 # Bounded by the clock, so that any machine ends in time; the schedule completes by the clock too.

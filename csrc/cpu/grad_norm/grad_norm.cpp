@@ -176,7 +176,7 @@ void scale_grads(const TensorList& list, double factor) {
 
 void scale_each(const TensorList& list, const double* factors) {
   const int64_t tasks = static_cast<int64_t>(list.tasks().size()) - 1;
-  const bool threaded = list.bytes() >= kSerialBytes && !list.has_repeats();
+  const bool threaded = list.bytes() >= kSerialBytes && !list.has_overlaps();
   run(threaded ? threads_for(tasks) : 1, [&](int64_t thread, int64_t team) {
     const int64_t begin = list.tasks()[tasks * thread / team];
     const int64_t end = list.tasks()[tasks * (thread + 1) / team];
