@@ -20,10 +20,11 @@ from torch import Tensor, nn
 import fastclip
 
 TRANSFUSE_S = "transfuse_s"
+TRANSFUSE_S_CASE = "transfuse_s (382 tensors, 26.2M)"
 CASES = {
     "1 x 26.2M": [26_200_000],
     "100 x 100k": [100_000] * 100,
-    "transfuse_s (382 tensors, 26.2M)": TRANSFUSE_S,
+    TRANSFUSE_S_CASE: TRANSFUSE_S,
     "1000 x 1000": [1000] * 1000,
     "10000 x 100": [100] * 10_000,
     "10000 x 1": [1] * 10_000,
@@ -120,6 +121,36 @@ def bench_clip_in_a_loop(case, benchmark):
     benchmark(variants["fastclip"])
 
 
+@pytest.mark.parametrize("clipping", [False, True], ids=["unclipped", "clipping"])
+@pytest.mark.parametrize("case", [TRANSFUSE_S_CASE, "1000 x 1000"])
+def bench_clip_value(case, clipping, benchmark):
+    """clip_grad_value_: in every clipping step a few elements of every tensor are past the limit."""
+    torch.manual_seed(0)
+    parameters = parameters_of(case, [torch.float32])
+    grads = [p.grad for p in parameters]
+    limit = [max(g.abs().max().item() for g in grads)]
+    if clipping:
+        limit[0] = 3.0
+    flat = torch.randn(sum(g.numel() for g in grads))
+
+    def step(clip_: Callable) -> Callable[[], object]:
+        def run() -> object:
+            limit[0] *= 0.999 if clipping else 1
+            return clip_(parameters, limit[0])
+
+        return run
+
+    functions = {"torch": nn.utils.clip_grad_value_, "fastclip": fastclip.clip_grad_value_}
+    variants = {name: step(function) for name, function in functions.items()}
+    variants["read"] = flat.sum
+    medians = measure.interleaved_ms(variants, repeats=40)
+    moved = dict.fromkeys(variants, 4 * flat.numel())
+    case = f"{case}, {'clipping' if clipping else 'not clipping'}"
+    rows = measure.rows("clip value", case, "float32", medians, baseline="torch", moved_bytes=moved)
+    measure.save("clip_cpu", rows)
+    benchmark(variants["fastclip"])
+
+
 @pytest.mark.parametrize("elements", [10**6, 10**7, 10**8])
 def bench_accuracy(elements, benchmark):
     """The norm of one float32 tensor: relative error against float64, and time."""
@@ -146,7 +177,7 @@ def bench_accuracy(elements, benchmark):
 @pytest.mark.parametrize("clipping", [False, True], ids=["unclipped", "clipping"])
 def bench_clip_and_step(clipping, benchmark):
     """Clip, then AdamW(fused), on TransFuse_S."""
-    parameters = parameters_of("transfuse_s (382 tensors, 26.2M)", [torch.float32])
+    parameters = parameters_of(TRANSFUSE_S_CASE, [torch.float32])
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
     limit = [exact_norm([p.grad for p in parameters]) * (1 if clipping else 1.5)]
     shrink = 0.99 if clipping else 1.0

@@ -7,7 +7,7 @@ namespace fastclip::cpu::FASTCLIP_ISA {
 namespace {
 
 // What is read before it is known whether to write it: it stays in the first cache.
-constexpr int64_t kBlock = 64 * kLanes;
+constexpr int64_t kBlock = 32 * kLanes;
 
 struct Limits {
   f32v low, high;
@@ -26,23 +26,21 @@ FASTCLIP_INLINE bool any(i32v lanes) {
   return found != 0;
 }
 
+// n <= kBlock elements; whether any was outside.
 template <class T>
-FASTCLIP_INLINE bool clip_block(T* x, Limits limits) {
+FASTCLIP_INLINE bool clip_block(T* x, int64_t n, Limits limits) {
   i32v a{}, b{};
-  for (int64_t i = 0; i < kBlock; i += 2 * kLanes) {
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
     a |= outside(load(x + i), limits);
     b |= outside(load(x + i + kLanes), limits);
   }
+  for (; i < n; i += kLanes) {
+    a |= outside(n - i < kLanes ? load_part(x + i, n - i) : load(x + i), limits);
+  }
   if (!any(a | b)) return false;
-  for (int64_t i = 0; i < kBlock; i += kLanes) store(x + i, clamp(load(x + i), limits));
-  return true;
-}
-
-template <class T>
-FASTCLIP_INLINE bool clip_vector(T* x, int64_t n, Limits limits) {
-  const f32v v = n < kLanes ? load_part(x, n) : load(x);
-  if (!any(outside(v, limits))) return false;
-  store_part(x, clamp(v, limits), n);
+  for (i = 0; i + kLanes <= n; i += kLanes) store(x + i, clamp(load(x + i), limits));
+  if (i < n) store_part(x + i, clamp(load_part(x + i, n - i), limits), n - i);
   return true;
 }
 
@@ -54,10 +52,8 @@ bool clip(T* x, int64_t n, double limit) {
   const Limits limits = {-high, high};
   bool written = false;
   int64_t i = 0;
-  for (; i + kBlock <= n; i += kBlock) written |= clip_block(x + i, limits);
-  for (; i < n; i += kLanes) {
-    written |= clip_vector(x + i, n - i < kLanes ? n - i : kLanes, limits);
-  }
+  for (; i + kBlock <= n; i += kBlock) written |= clip_block(x + i, kBlock, limits);
+  if (i < n) written |= clip_block(x + i, n - i, limits);
   return written;
 }
 
