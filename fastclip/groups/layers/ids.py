@@ -71,7 +71,8 @@ def _automatic(
         [(p, m) for p, m in modules if not any(within(p, t.path) for t in towers)], outside
     )
     if towers or (len(found) > 1 and not is_pair(found)):
-        found = [t for t in found if not on_top(t.path, [*towers, *found[:1]])]
+        both = [*towers, *found]
+        found = [t for t in found if not on_top(t.path, [o for o in both if o is not t])]
     return _dense(place(dict(modules), names, [*towers, *found]))
 
 
