@@ -5,6 +5,7 @@
 # make sanitize  the core's tests under AddressSanitizer and UBSan, then under ThreadSanitizer
 # make gpu     on a machine with an NVIDIA GPU and its own torch: build, test, benchmark
 # make docs-figures  the pictures of docs/, over a lesion of DATA
+# make groups-table  what param_groups decides for timm and transformers; EVERY=--every: all of timm
 # make setup   the virtual environment that all but gpu use
 #
 # DATA=folder   images to train on; else $FASTCLIP_DATA, else synthetic ones
@@ -19,7 +20,7 @@ OTHER_TORCH ?= 2.13.0
 OTHER_VENV = $(VENV)-torch-$(OTHER_TORCH)
 SOURCES = pyproject.toml setup.py $(shell find csrc -type f)
 
-.PHONY: setup train check test lint test-wheel wheel bench gpu sanitize docs-figures clean
+.PHONY: setup train check test lint test-wheel wheel bench gpu sanitize docs-figures groups-table clean
 
 setup: $(VENV)/.ready
 
@@ -68,6 +69,10 @@ bench: setup
 
 docs-figures: setup
 	$(VENV)/bin/python docs/figures.py --data '$(DATA)'
+
+# A new release of either library shows its changes as a diff of tests/groups/expected.
+groups-table: setup
+	PYTHONPATH=. $(VENV)/bin/python tests/groups/sweep.py $(EVERY)
 
 # On the machine's own Python: its torch, Triton, pybind11, ninja and pytest; no network.
 gpu: OUT = runs/make-gpu
