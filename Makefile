@@ -6,6 +6,7 @@
 # make gpu     on a machine with an NVIDIA GPU and its own torch: check, measure, test, in 8 minutes
 # make gpu-rehearse  the same script on the CPU
 # make docs-figures  the pictures of docs/, over a lesion of DATA
+# make groups-table  what param_groups decides for timm and transformers; EVERY=--every: all of timm
 # make setup   the virtual environment that all but gpu use
 # make wheels  a source distribution and a manylinux wheel, in dist/
 # make test-install  installs it in every way that a stranger might: tests/install
@@ -27,7 +28,7 @@ SOURCES = pyproject.toml setup.py $(shell find csrc -type f -not -path '*/__pyca
 CODE = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: setup train check test lint test-wheel wheel wheels test-install test-arm bench gpu gpu-rehearse \
-	sanitize docs-figures clean
+	sanitize docs-figures groups-table clean
 
 setup: $(VENV)/.ready
 
@@ -96,6 +97,10 @@ bench: setup
 
 docs-figures: setup
 	$(VENV)/bin/python docs/figures.py --data '$(DATA)'
+
+# A new release of either library shows its changes as a diff of tests/groups/expected.
+groups-table: setup
+	PYTHONPATH=. $(VENV)/bin/python tests/groups/sweep.py $(EVERY)
 
 # On the machine's own Python: its torch, Triton, pybind11, ninja, pytest and nvcc; no network.
 # DATA=folder trains TransFuse_S for the minutes left, where timm and torchvision are there too.

@@ -1,4 +1,4 @@
-"""What few parameter groups save: AdamW's step against one group per parameter, on the CPU.
+"""What few parameter groups save in AdamW's step, and what it costs to make and to explain them.
 
     pytest bench/bench_groups.py --benchmark-enable
 
@@ -86,3 +86,32 @@ def bench_adamw_step(case, implementation, benchmark):
     rows = measure.rows("adamw step", size, "float32", medians, baseline=next(iter(steps)))
     measure.save("groups_cpu", rows)
     benchmark.pedantic(list(steps.values())[1], rounds=1)
+
+
+def many_layers(blocks: int) -> nn.Module:
+    """Eight tensors a block."""
+    kinds = (nn.Linear, nn.Linear, nn.LayerNorm, nn.Linear)
+    args = ((2, 2), (2, 2), (2,), (2, 2))
+    stack = (
+        nn.Sequential(*(k(*a) for k, a in zip(kinds, args, strict=True))) for _ in range(blocks)
+    )
+    return nn.ModuleDict({"layers": nn.ModuleList(stack)})
+
+
+@pytest.mark.parametrize("tensors", [12_500, 100_000])
+def bench_making_and_explaining(tensors, benchmark):
+    """The cost is linear: eight times the tensors take eight times as long."""
+    model = many_layers(tensors // 8)
+    kwargs = {"lr": 1e-3, "weight_decay": 0.1}
+    groups = param_groups(model, **kwargs)
+    steps = {
+        "param_groups": lambda: param_groups(model, **kwargs),
+        "param_groups, layer_decay": lambda: param_groups(model, layer_decay=0.999, **kwargs),
+        "explain": groups.explain,
+    }
+    medians = measure.interleaved_ms(steps, repeats=3, warmup=1)
+    rows = measure.rows(
+        "param_groups", f"{tensors} tensors", "float32", medians, baseline=next(iter(steps))
+    )
+    measure.save("groups_cpu", rows)
+    benchmark.pedantic(next(iter(steps.values())), rounds=1)

@@ -111,7 +111,8 @@ def param_groups(
         if layer_decay is None:
             decisions = [decide(entry, chosen) for entry in entries]
         else:
-            layers = layer_ids(model, entries, layer_id, example_inputs)
+            still = {e.names[0] for e in entries if chosen.frozen.all(e.names)}
+            layers = layer_ids(model, entries, layer_id, example_inputs, still)
             scales = _scales(layers, layer_decay, min_scale)
             pairs = zip(entries, layers, strict=True)
             decisions = [decide(entry, chosen, n, scales[n]) for entry, n in pairs]

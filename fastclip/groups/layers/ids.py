@@ -1,6 +1,6 @@
 """The layer of each parameter: what the model says, its recipe, a traced pass, or its one stack."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from torch import nn
@@ -18,6 +18,7 @@ def layer_ids(
     entries: list[Entry],
     layer_id: Callable[[str], int] | None,
     example_inputs: Any = None,
+    frozen: Container[str] = (),
 ) -> list[int]:
     """The layer of each entry; frozen parameters count, so freezing never shifts an id.
 
@@ -28,13 +29,14 @@ def layer_ids(
         entries: its parameters.
         layer_id: name -> layer, or None to ask the model.
         example_inputs: arguments of a forward pass; used where the model says nothing itself.
+        frozen: first names of parameters that will be frozen.
 
     Raises:
         TypeError: `layer_id` returns something else than an int.
         ValueError: the layers cannot be told.
     """
     if layer_id is None:
-        ids = _automatic(model, entries, example_inputs)
+        ids = _automatic(model, entries, example_inputs, frozen)
     else:
         ids = {name: _checked(name, layer_id(name)) for entry in entries for name in entry.names}
     return [min(ids[name] for name in entry.names) for entry in entries]
@@ -48,7 +50,9 @@ def _checked(name: str, value: object) -> int:
     return value
 
 
-def _automatic(model: Source, entries: list[Entry], example_inputs: Any) -> dict[str, int]:
+def _automatic(
+    model: Source, entries: list[Entry], example_inputs: Any, frozen: Container[str]
+) -> dict[str, int]:
     tops = read_modules(model)
     if tops is None:
         raise ValueError("layer_decay cannot see layers in (name, parameter) pairs: pass layer_id")
@@ -60,14 +64,15 @@ def _automatic(model: Source, entries: list[Entry], example_inputs: Any) -> dict
     if example_inputs is not None:
         if len(tops) != 1 or not isinstance(model, nn.Module):
             raise ValueError("example_inputs needs one module, which is called with them")
-        return _dense(traced(model, entries, example_inputs))
+        return _dense(traced(model, entries, example_inputs, frozen))
     towers = [Tower(n.path, {k: 1 + v for k, v in n.ids.items()}) for n in told]
     outside = [name for name in names if not any(name in tower.ids for tower in towers)]
     found = find_towers(
         [(p, m) for p, m in modules if not any(within(p, t.path) for t in towers)], outside
     )
     if towers or (len(found) > 1 and not is_pair(found)):
-        found = [t for t in found if not on_top(t.path, [*towers, *found[:1]])]
+        both = [*towers, *found]
+        found = [t for t in found if not on_top(t.path, [o for o in both if o is not t])]
     return _dense(place(dict(modules), names, [*towers, *found]))
 
 

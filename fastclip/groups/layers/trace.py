@@ -5,7 +5,7 @@ counted each from its own input. Nothing is computed: tensors on the meta device
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,15 +14,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fastclip.groups.names import Entry, Source
-from fastclip.names import named_parameters, unwrap, walk
+from fastclip.names import join, named_parameters, unwrap, walk
 
 
-def traced(model: Source, entries: list[Entry], example_inputs: Any) -> dict[str, int]:
+def traced(
+    model: Source, entries: list[Entry], example_inputs: Any, frozen: Container[str] = ()
+) -> dict[str, int]:
     """The layer of every name, by one forward pass.
 
     Args:
         model: a module; it is copied, not run.
-        entries: its parameters; frozen ones may be unused.
+        entries: its parameters.
+        frozen: first names of parameters that may be unused, as those without a gradient may.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
 
     Raises:
@@ -43,26 +46,28 @@ def traced(model: Source, entries: list[Entry], example_inputs: Any) -> dict[str
             "example_inputs: the forward pass fails on tensors without data "
             f"({type(error).__name__}: {str(error)[:200]}); pass layer_id"
         ) from error
-    return _numbered(entries, flow)
+    return _numbered(entries, flow, frozen)
 
 
-def _numbered(entries: list[Entry], flow: "_Flow") -> dict[str, int]:
+def _numbered(entries: list[Entry], flow: "_Flow", frozen: Container[str]) -> dict[str, int]:
     top = max(flow.layers.values(), default=0) + 1
     ids: dict[str, int] = {}
     unused = []
     for entry in entries:
         found = [flow.layer_of(name, top) for name in entry.names]
         used = [layer for layer in found if layer is not None]
-        if not used and entry.param.requires_grad:
+        if not used and entry.param.requires_grad and entry.names[0] not in frozen:
             unused.append(entry.names[0])
-        ids |= dict.fromkeys(entry.names, min(used, default=0))
+        if used:
+            ids |= dict.fromkeys(entry.names, min(used))
     if unused:
         shown = ", ".join(map(repr, unused[:8])) + (" ..." if unused[8:] else "")
         raise ValueError(
             f"example_inputs: the forward pass does not use {shown}, so that their layer cannot be "
             "told; freeze them, or pass layer_id"
         )
-    return ids
+    bottom = min(ids.values(), default=0)
+    return {name: ids.get(name, bottom) for entry in entries for name in entry.names}
 
 
 def _without_storage(model: nn.Module) -> nn.Module:
@@ -90,7 +95,8 @@ def _blocks(model: nn.Module, names: set[str]) -> dict[str, str]:
 
     A list inside a list is looked through; lists inside a layer are part of it.
     """
-    paths = [p for p, m in _elements("", model, listed=False) if p]
+    paths = [p for p in _elements("", model, False, True) if p]
+    paths = paths or [p for p in _elements("", model, False, False) if p]
     if not paths:
         paths = [p for p, m in model.named_children() if any(True for _ in m.children())]
     found = {}
@@ -104,18 +110,19 @@ def _blocks(model: nn.Module, names: set[str]) -> dict[str, str]:
     return found
 
 
-def _elements(path: str, module: nn.Module, listed: bool) -> Iterator[tuple[str, nn.Module]]:
+def _elements(path: str, module: nn.Module, listed: bool, of_blocks: bool) -> Iterator[str]:
+    """The elements of lists; `of_blocks`, of those alone whose elements hold modules."""
     module = unwrap(module)
-    is_list = isinstance(module, (nn.ModuleList, nn.Sequential))
-    blocks = is_list and any(any(True for _ in m.children()) for m in module.children())
-    transparent = blocks or isinstance(module, (nn.ModuleList, nn.ModuleDict))
     if listed and not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-        yield path, module
+        yield path
         return
+    is_list = isinstance(module, (nn.ModuleList, nn.Sequential))
+    counts = is_list and (
+        not of_blocks or any(any(True for _ in m.children()) for m in module.children())
+    )
     for name, child in module._modules.items():
         if child is not None:
-            below = f"{path}.{name}" if path else name
-            yield from _elements(below, child, listed=bool(is_list and transparent))
+            yield from _elements(join(path, name), child, counts, of_blocks)
 
 
 class _Flow(TorchDispatchMode):
