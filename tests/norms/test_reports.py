@@ -187,3 +187,24 @@ def test_what_is_neither_a_module_nor_pairs():
     for wrong in (net().parameters(), 3, [("a", 1)], [(1, torch.ones(1))]):
         with pytest.raises(TypeError, match="named_parameters"):
             fastclip.param_norms(wrong)
+
+
+class Sharded(nn.Module):
+    """What FSDP1 makes of a module, which it makes on accelerators only."""
+
+    def __init__(self, module):
+        super().__init__()
+        self._fsdp_wrapped_module = module
+        self._handle = type("Handle", (), {"uses_sharded_strategy": True})()
+
+
+def test_a_model_that_fsdp1_has_sharded_is_refused():
+    model = nn.Sequential(Sharded(nn.Linear(2, 2)))
+    optimizer = torch.optim.SGD(model.parameters())
+    for call in (fastclip.param_norms, lambda model: fastclip.NormMonitor(model, optimizer)):
+        with pytest.raises(ValueError, match="FSDP1 has sharded '0'"):
+            call(model)
+    flat = nn.Parameter(torch.ones(3))
+    flat._is_flat_param = True
+    with pytest.raises(ValueError, match="FSDP1 has sharded '_flat_param'"):
+        fastclip.param_norms([("_fsdp_wrapped_module._flat_param", flat)])
