@@ -90,27 +90,30 @@ class GradMark:
     """The gradients that a step left, to tell whether those of a later step have come."""
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
-        """Looks at a few, which are not kept alive."""
-        some = [p for p in parameters if p.grad is not None] or parameters
-        self._marks = [_mark(p) for p in some[:: max(1, len(some) // _SAMPLE)]]
+        """Looks at a few gradients, which are not kept alive."""
+        some = parameters[:: max(1, len(parameters) // _SAMPLE)]
+        marked = [p for p in some if p.grad is not None]
+        marked = marked or [p for p in parameters if p.grad is not None][:_SAMPLE]
+        self._parameters, self._marks = parameters, [_mark(p) for p in marked]
 
     def is_current(self) -> bool:
         """Whether the gradients are still those, or gone, and not those of a later step."""
-        return not any(_is_new(*mark) for mark in self._marks)
+        if any(_is_new(*mark) for mark in self._marks):
+            return False
+        if any(p.grad is not None for p, *_ in self._marks):
+            return True
+        return all(p.grad is None for p in self._parameters)
 
 
-def _mark(parameter: Tensor) -> tuple[Tensor, weakref.ref[Tensor] | None, int]:
+def _mark(parameter: Tensor) -> tuple[Tensor, weakref.ref[Tensor], int]:
     grad = parameter.grad
-    if grad is None:
-        return parameter, None, 0
+    assert grad is not None
     return parameter, weakref.ref(grad), _version(grad)
 
 
-def _is_new(parameter: Tensor, before: weakref.ref[Tensor] | None, version: int) -> bool:
+def _is_new(parameter: Tensor, before: weakref.ref[Tensor], version: int) -> bool:
     grad = parameter.grad
-    if grad is None:
-        return False
-    return before is None or before() is not grad or _version(grad) != version
+    return grad is not None and (before() is not grad or _version(grad) != version)
 
 
 def _version(grad: Tensor) -> int:

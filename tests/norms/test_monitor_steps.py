@@ -172,6 +172,24 @@ def test_a_norm_between_two_steps_is_of_the_next_one_whose_gradients_are_there()
     assert [row["clip_frequency"] for row in monitor.history][1:] == [1.0, 1.0]
 
 
+def test_steps_that_train_other_layers_each_time_keep_their_norms():
+    model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(40)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = fastclip.NormMonitor(model, optimizer, every=1)
+    norms = []
+    for step, used in enumerate((0, 1, 39, 5, 0, 17)):
+        optimizer.zero_grad()
+        (model[used].weight * (step + 1)).sum().backward()
+        if step % 2:  # the steps in between have none, which theirs must not fill
+            norms.append(fastclip.clip_grad_norm_(model.parameters(), 0.5).item())
+            monitor.observe(norms[-1])
+        else:
+            norms.append(step + 1.0)
+        optimizer.step()
+    monitor.close()
+    assert [row["grad_norm"] for row in monitor.history] == norms
+
+
 def test_history_shows_a_step_that_waits_for_its_norm():
     model, optimizer, monitor = parts(fused=True)
     put(model, 200.0)
