@@ -32,15 +32,14 @@ class StepHooks:
         self._attributes = attributes
         self._undo: list[Callable[[], None]] = []
         self._hidden: Tensor | None = None
+        self._fused = getattr(optimizer, "_step_supports_amp_scaling", False)
         at: Any = optimizer  # the dicts of hooks are in no public signature
-        first = [
-            (at._optimizer_step_pre_hooks, optimizer.register_step_pre_hook(self._before)),
-            (at._optimizer_step_post_hooks, optimizer.register_step_post_hook(self._show)),
-        ]
-        for hooks, handle in first:
-            hooks.move_to_end(handle.id, last=False)
-        self._handles: list[Any] = [handle for _, handle in first]
-        self._handles.append(optimizer.register_step_pre_hook(self._conceal))
+        self._handles: list[Any] = [optimizer.register_step_pre_hook(self._before)]
+        at._optimizer_step_pre_hooks.move_to_end(self._handles[0].id, last=False)
+        if not self._fused:
+            self._handles.append(optimizer.register_step_post_hook(self._show))
+            at._optimizer_step_post_hooks.move_to_end(self._handles[1].id, last=False)
+            self._handles.append(optimizer.register_step_pre_hook(self._conceal))
         self._handles.append(optimizer.register_step_post_hook(self._after))
 
     def remove(self) -> None:
@@ -53,7 +52,7 @@ class StepHooks:
         self._after()  # of a step that raised
         values = self._attributes(optimizer)
         found = values.get("found_inf")
-        if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        if not self._fused:
             if found is not None and bool(found):
                 self._undo.append(_hide_gradients(optimizer))
                 self._hidden = found
