@@ -133,7 +133,7 @@ def positive_numbers(pos_weight: float | Sequence[float]) -> list[float]:
 
 
 def _is_scalar(value: Any) -> bool:
-    return isinstance(value, str) or not hasattr(value, "__len__")
+    return isinstance(value, int | float | str) or not hasattr(value, "__len__")
 
 
 def checked_pos_weight(
