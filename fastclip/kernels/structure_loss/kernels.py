@@ -145,7 +145,7 @@ def image_sums(
                 sums += tl.where(slot == 3 * h + 2, tl.sum(ws), 0.0)
         sums += tl.where(slot == common, tl.sum(v), 0.0)
         sums += tl.where(slot == common + 1, tl.sum(w if PIXEL_IOU else w * m), 0.0)
-        if IS_WIDE:
+        if IS_WIDE:  # noqa: SIM102 (this alone is known when it is compiled)
             if (x0 // BLOCK_X) % PIECE == PIECE - 1:
                 so_far = tl.load(partial + slot, mask=used, other=0)
                 tl.store(partial + slot, so_far + sums, mask=used)

@@ -118,6 +118,8 @@ def check_options(window: int, boundary_weight: float, smooth: float, **choices:
 
 def _number(name: str, value: Any) -> float:
     try:
+        if isinstance(value, str):
+            raise TypeError
         return float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
