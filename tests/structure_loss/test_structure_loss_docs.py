@@ -16,7 +16,7 @@ PAGE = "structure_loss.md"
 @pytest.mark.core
 def test_every_block_runs(capsys):
     chosen = blocks(PAGE)
-    assert len(chosen) == 10
+    assert len(chosen) == 12
     run(PAGE, chosen)
     assert "loss of the heads:" in capsys.readouterr().out
 

@@ -25,15 +25,19 @@ def positives(channels, logits=torch.float32):
 def kinds(channels, logits=torch.float32):
     """Every option beyond the stock loss, behind window, boundary weight and smooth."""
     for weighted in (True, False):
-        for pixel, p in ((True, None), (True, positives(channels, logits)), (False, 1)):
-            yield weighted, pixel, positives(channels, logits) if p == 1 else p
+        for pixel, p in (
+            (True, None),
+            (True, positives(channels, logits)),
+            (False, positives(channels, logits)),
+        ):
+            yield weighted, pixel, p
 
 
 def test_against_numbers_worked_by_hand():
     # 1x3 mask 0 1 0, window 3, boundary weight 9: w is 2, 9, 2; logits of sigmoid 1/2, 3/4, 1/2
     m = torch.tensor([[[[0.0, 1.0, 0.0]]]], dtype=torch.float64)
     x = torch.tensor([[[[0.0, math.log(3), 0.0]]]], dtype=torch.float64)
-    # u: 1 - (0 + 1) / (1/2 + 0 - 0 + 1) = 1/3 where m = 0; 1 - (3/4 + 1) / (3/4 + 1 - 3/4 + 1) = 1/8
+    # u: 1 - 1 / (1/2 + 1) = 1/3 where m = 0, 1 - (3/4 + 1) / (1 + 1) = 1/8 where m = 1
     pixel_iou = (2 / 3 + 9 / 8 + 2 / 3) / 13
     log2, log43 = math.log(2), math.log(4 / 3)
     for bce, positive, expected in (

@@ -62,7 +62,7 @@ class Recorder:
         return lambda *args, **constants: self.launches.append((self.kernel, args, constants))
 
 
-def recorded(monkeypatch, shape, logits, mask, heads, valid=None, window=31):
+def recorded(monkeypatch, shape, logits, mask, heads, valid=None, window=31, kind=None):
     """The launches of forward and backward on tensors without memory."""
     from fastclip.kernels.structure_loss import launch
 
@@ -72,7 +72,10 @@ def recorded(monkeypatch, shape, logits, mask, heads, valid=None, window=31):
     xs = [torch.empty(shape, dtype=logits, device="meta") for _ in range(heads)]
     m = torch.empty(shape, dtype=mask, device="meta")
     v = None if valid is None else torch.empty(shape, dtype=valid, device="meta")
-    options = (window, 5.0, 1.0, True)
+    pixel, positive = kind or (False, False)
+    real = torch.float64 if logits == torch.float64 else torch.float32
+    p = torch.empty(shape[1], dtype=real, device="meta") if positive else None
+    options = (window, 5.0, 1.0, True, pixel, p)
     outputs = op._fake_forward(xs, m, v, *options)
     columns = torch.empty(shape, dtype=outputs[0].dtype, device="meta")
     launch.forward(*outputs[:2], columns, xs, m, v, *options)
@@ -109,12 +112,17 @@ def compiled(kernel, args, constants, arch):
 
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
-KINDS = {  # shape, logits, mask, heads, valid, window
+KINDS = {  # shape, logits, mask, heads, valid, window, (IoU per pixel, weight of positives)
     "bf16": ((16, 1, 352, 352), BF16, torch.uint8, 3, None, 31),
     "fp16": ((4, 2, 353, 351), torch.float16, F32, 1, None, 31),
     "fp32": ((16, 1, 352, 352), F32, F32, 3, None, 31),
     "valid": ((16, 1, 352, 352), F32, F32, 4, torch.bool, 31),
     "fp64": ((2, 1, 64, 64), F64, F64, 4, torch.bool, 31),
+    "pixel": ((16, 1, 352, 352), BF16, torch.uint8, 3, None, 31, (True, False)),
+    "pixel, positive, valid": ((16, 2, 352, 352), F32, F32, 4, torch.bool, 31, (True, True)),
+    "positive": ((16, 1, 352, 352), BF16, torch.uint8, 3, None, 31, (False, True)),
+    "pixel, positive, fp64": ((2, 2, 64, 64), F64, F64, 4, torch.bool, 31, (True, True)),
+    "wide": ((1, 1, 4, 3000), BF16, torch.uint8, 3, None, 31),
     "ones": ((1, 1, 1, 1), BF16, torch.bool, 3, None, 3),
     "small": ((1, 2, 2, 2), F32, torch.int64, 5, None, 3),
 }

@@ -2,7 +2,7 @@
 
 Notation: m mask, x logit, s = sigmoid(x), w boundary weight, v weight of the BCE term (w, or 1 for
 a plain mean), u a pixel's IoU loss, p weight of a positive; REAL is the dtype of all arithmetic but
-the last sums'; an image is one channel of one of the batch.
+that of long sums; an image is one channel of one of the batch.
 
 A window's sum slides: it is the running sum of (pixel that enters - pixel that leaves), so a pixel
 costs two loads in each direction at any window, and rounding errors are those of one window, not of
@@ -18,9 +18,10 @@ import triton.language as tl
 from fastclip.kernels.structure_loss.tile import (
     cross_entropy,
     image_gradient_factors,
-    in_precision,
     log1p,
     pixel_gradient_factors,
+    pixel_iou_loss,
+    pixel_iou_slope,
     read_mask,
     rows_of_program,
     sigmoid,
@@ -100,6 +101,8 @@ def image_sums(
     REAL: tl.constexpr,
     HAS_VALID: tl.constexpr,
     SLOTS: tl.constexpr,
+    IS_WIDE: tl.constexpr,  # a float32 sum over so wide a row would lose digits
+    PIECE: tl.constexpr,  # blocks that are summed in REAL, then
     ROWS: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
@@ -112,11 +115,14 @@ def image_sums(
     valid -= image * height * width  # as row counts from the first image
     slot = tl.arange(0, SLOTS)
     common: tl.constexpr = 3 * len(heads)
-    sums = tl.zeros([SLOTS], tl.float64)  # a wide row's would lose digits in float32
     p = tl.load(pos_weight + image % channels) if HAS_POS_WEIGHT else 1.0
-    k = in_precision(smooth, REAL)
 
     before = window_before(columns, row, rows, radius, REAL, BLOCK_X)
+    partial += tl.program_id(0).to(tl.int64) * slots
+    used = slot < common + 2
+    sums = tl.zeros([SLOTS], REAL)
+    if IS_WIDE:
+        tl.store(partial + slot, sums, mask=used)
     for x0 in range(0, width, BLOCK_X):
         x = x0 + tl.arange(0, BLOCK_X)[None, :]
         inside = rows & (x < width)
@@ -124,25 +130,29 @@ def image_sums(
         m, exists = read_mask(mask, valid, row + x, inside, REAL, HAS_VALID)
         w = weigh(box, m, exists, share, boundary_weight, REAL)
         v = w if WEIGHTED_BCE else exists.to(REAL)
-        tile = tl.zeros([SLOTS], REAL)
         for h in tl.static_range(len(heads)):
             logit = tl.load(heads[h] + row + x, mask=exists, other=0).to(REAL)
             e, r, s = sigmoid(logit)
             bce = cross_entropy(logit, log1p(e, REAL), m, p, HAS_POS_WEIGHT)
-            tile += tl.where(slot == 3 * h, tl.sum(v * bce), 0.0)
+            sums += tl.where(slot == 3 * h, tl.sum(v * bce), 0.0)
             if PIXEL_IOU:
                 # 1 - s from its own terms keeps its digits near 0.
-                u = (s * (1 - m) + m * tl.where(logit >= 0, e * r, r)) / (s + m - s * m + k)
-                tile += tl.where(slot == 3 * h + 1, tl.sum(w * u), 0.0)
+                u = pixel_iou_loss(s, tl.where(logit >= 0, e * r, r), m, smooth, REAL)
+                sums += tl.where(slot == 3 * h + 1, tl.sum(w * u), 0.0)
             else:
                 ws = w * s
-                tile += tl.where(slot == 3 * h + 1, tl.sum(ws * m), 0.0)
-                tile += tl.where(slot == 3 * h + 2, tl.sum(ws), 0.0)
-        tile += tl.where(slot == common, tl.sum(v), 0.0)
-        tile += tl.where(slot == common + 1, tl.sum(w if PIXEL_IOU else w * m), 0.0)
-        sums += tile
-    partial += tl.program_id(0).to(tl.int64) * slots
-    tl.store(partial + slot, sums, mask=slot < common + 2)
+                sums += tl.where(slot == 3 * h + 1, tl.sum(ws * m), 0.0)
+                sums += tl.where(slot == 3 * h + 2, tl.sum(ws), 0.0)
+        sums += tl.where(slot == common, tl.sum(v), 0.0)
+        sums += tl.where(slot == common + 1, tl.sum(w if PIXEL_IOU else w * m), 0.0)
+        if IS_WIDE:  # noqa: SIM102 (this alone is known when it is compiled)
+            if (x0 // BLOCK_X) % PIECE == PIECE - 1:
+                so_far = tl.load(partial + slot, mask=used, other=0)
+                tl.store(partial + slot, so_far + sums, mask=used)
+                sums = tl.zeros([SLOTS], REAL)
+    if IS_WIDE:
+        sums = sums + tl.load(partial + slot, mask=used, other=0)
+    tl.store(partial + slot, sums, mask=used)
 
 
 @triton.jit
@@ -196,7 +206,6 @@ def gradients(
         else:
             factors += (image_gradient_factors(at, up, smooth, REAL),)
     p = tl.load(pos_weight + image % channels) if HAS_POS_WEIGHT else 1.0
-    k = in_precision(smooth, REAL)
 
     before = window_before(columns, row, rows, radius, REAL, BLOCK_X)
     for x0 in range(0, width, BLOCK_X):
@@ -210,10 +219,6 @@ def gradients(
             a, b, c = factors[h]
             e, r, s = sigmoid(tl.load(heads[h] + row + x, mask=exists, other=0).to(REAL))
             d_bce = (1 - m) * s - p * m * (1 - s) if HAS_POS_WEIGHT else s - m
-            if PIXEL_IOU:
-                either = s + m - s * m + k
-                d_iou = b * ((k - 2 * k * m - m * m) / (either * either))
-            else:
-                d_iou = b - c * m
+            d_iou = b * pixel_iou_slope(s, m, smooth, REAL) if PIXEL_IOU else b - c * m
             grad = a * v * d_bce + d_iou * w * (e * r * r)  # s (1 - s) = e r r
             tl.store(grads[h] + row + x, grad, mask=inside)

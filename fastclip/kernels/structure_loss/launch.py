@@ -31,6 +31,7 @@ STRIP_Y, STRIP_X, STRIP_WARPS = 128, 32, 8  # column_sums: 16 pixels a thread
 # image_sums, gradients: one warp a program, so no barriers. 4 rows of 16-bit logits, 2 of float32
 # and 1 of float64: 16, 8 and 4 pixels a thread. With twice as many, 4 heads spill registers.
 ROW_BYTES, BLOCK_X = 8, 128
+PIECE = 8  # image_sums: blocks whose sum may be one of float32
 GROUPS = 128  # finish
 IMAGES = 1024  # weighted_total
 
@@ -83,6 +84,8 @@ def forward(
             PIXEL_IOU=pixel_iou,
             HAS_POS_WEIGHT=pos_weight is not None,
             SLOTS=triton.next_power_of_2(3 * len(some) + 2),
+            IS_WIDE=width > PIECE * BLOCK_X,
+            PIECE=PIECE,
             ROWS=rows,
             BLOCK_X=BLOCK_X,
             num_warps=1,

@@ -47,18 +47,10 @@ def slide(columns, row, x, inside, before, width, radius):
 
 
 @triton.jit
-def in_precision(number, REAL: tl.constexpr):
-    """A float64 argument, which would make all of float32 so. A cast to float64 would lose digits
-    where Triton interprets: a Python float is a float32 to it."""
-    if REAL is tl.float32:
-        number = tl.cast(number, REAL)
-    return number
-
-
-@triton.jit
 def weigh(box, m, exists, share, boundary_weight, REAL: tl.constexpr):
     """w = 1 + boundary_weight |box / area - m|, where share = boundary_weight / area."""
-    share, boundary_weight = in_precision(share, REAL), in_precision(boundary_weight, REAL)
+    if REAL is tl.float32:  # the arguments are float64, and would make all of it so
+        share, boundary_weight = tl.cast(share, REAL), tl.cast(boundary_weight, REAL)
     return tl.where(exists, 1 + tl.abs(share * box - boundary_weight * m), 0.0)
 
 
@@ -100,6 +92,23 @@ def cross_entropy(x, log, m, positive, HAS_POS_WEIGHT: tl.constexpr):
     if HAS_POS_WEIGHT:
         return (1 - m) * (x - below + log) + positive * m * (log - below)
     return (1 - m) * x - below + log
+
+
+@triton.jit
+def pixel_iou_loss(s, other, m, smooth, REAL: tl.constexpr):
+    """u = 1 - (s m + smooth) / (s + m - s m + smooth), where other = 1 - s."""
+    if REAL is tl.float32:  # the argument is float64
+        smooth = tl.cast(smooth, REAL)
+    return (s * (1 - m) + m * other) / (s + m - s * m + smooth)
+
+
+@triton.jit
+def pixel_iou_slope(s, m, smooth, REAL: tl.constexpr):
+    """du/ds, u as above."""
+    if REAL is tl.float32:
+        smooth = tl.cast(smooth, REAL)
+    either = s + m - s * m + smooth
+    return (smooth * (1 - 2 * m) - m * m) / (either * either)
 
 
 @triton.jit

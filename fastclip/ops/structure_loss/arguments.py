@@ -118,6 +118,8 @@ def check_options(window: int, boundary_weight: float, smooth: float, **choices:
 
 def _number(name: str, value: Any) -> float:
     try:
+        if isinstance(value, str):
+            raise TypeError
         return float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
@@ -133,7 +135,7 @@ def positive_numbers(pos_weight: float | Sequence[float]) -> list[float]:
 
 
 def _is_scalar(value: Any) -> bool:
-    return isinstance(value, str) or not hasattr(value, "__len__")
+    return isinstance(value, int | float | str) or not hasattr(value, "__len__")
 
 
 def checked_pos_weight(
