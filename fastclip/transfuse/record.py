@@ -71,7 +71,12 @@ class Record:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(out))
+            try:
+                self.writer = SummaryWriter(str(out))
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"--out {printable(out)} is not UTF-8, which --tensorboard needs: choose another"
+                ) from error
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
