@@ -71,12 +71,22 @@ class Record:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(out))
+            try:
+                self.writer = SummaryWriter(str(out))
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"--tensorboard needs an --out whose name is UTF-8, got {printable(out)}"
+                ) from error
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         tqdm.write(printable(line), file=sys.stdout)
         sys.stdout.flush()
+
+    def say_all(self, lines: list[str]) -> None:
+        """Print lines, equal ones once."""
+        for line in dict.fromkeys(lines):
+            self.say(line)
 
     def bar(self, epoch: int, total: int, start: int) -> StepBar:
         """The bar of one epoch, a context manager."""

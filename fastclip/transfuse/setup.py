@@ -12,7 +12,9 @@ import torch
 import fastclip
 from fastclip.transfuse.checkpoint import CheckpointError, load_checkpoint, require
 from fastclip.transfuse.config import TrainConfig
-from fastclip.transfuse.data.samples import Samples
+from fastclip.transfuse.data.samples import Samples, Size
+from fastclip.transfuse.data.split import read_split
+from fastclip.transfuse.evaluate import load_samples
 from fastclip.transfuse.factory import create_model
 from fastclip.transfuse.files import write_csv
 from fastclip.transfuse.model import TransFuse
@@ -96,6 +98,24 @@ def build_optimizer(model: TransFuse, config: TrainConfig) -> torch.optim.Optimi
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999), fused=True)
     return torch.optim.Adam(groups, lr=config.lr, betas=(0.5, 0.999), fused=True)
+
+
+def load_sets(config: TrainConfig, size: Size, out: Path) -> tuple[Samples, Samples]:
+    """Samples of train and val; of the split that `out` has recorded, where it is resumed."""
+    recorded = read_split(out / "split.csv") if config.resume else None
+    train, val = (
+        load_samples(
+            config,
+            split,
+            size,
+            seed=config.seed,
+            val_fraction=config.val_fraction,
+            synthetic_images=config.synthetic_images,
+            recorded=recorded,
+        )
+        for split in ("train", "val")
+    )
+    return train, val
 
 
 def write_split(out: Path, train: Samples, val: Samples) -> None:

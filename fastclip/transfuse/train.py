@@ -15,8 +15,7 @@ import fastclip
 from fastclip.transfuse.augment import normalise, steps_per_epoch, train_batches
 from fastclip.transfuse.checkpoint import RunError, load_weights, save_checkpoint
 from fastclip.transfuse.config import TrainConfig, image_size, torch_device, usage_errors, uses_bf16
-from fastclip.transfuse.data.split import read_split
-from fastclip.transfuse.evaluate import Evaluation, evaluate, load_samples
+from fastclip.transfuse.evaluate import Evaluation, evaluate
 from fastclip.transfuse.objective import HEAD_WEIGHTS, head_losses
 from fastclip.transfuse.record import LOG_EVERY, Record, StopSignals
 from fastclip.transfuse.schedule import Budget, lr_factor
@@ -25,6 +24,7 @@ from fastclip.transfuse.setup import (
     build_model,
     build_optimizer,
     claim_folder,
+    load_sets,
     write_split,
 )
 
@@ -42,19 +42,12 @@ class Trainer:
 
     def __init__(self, config: TrainConfig) -> None:
         config.check()
-        height, width = image_size(config.size, config.model)
-        self.config = config = replace(config, size=f"{height}x{width}")
+        size = image_size(config.size, config.model)
+        self.config = config = replace(config, size=f"{size[0]}x{size[1]}")
         self.device = torch_device(config.device)
         self.bf16 = uses_bf16(config.precision, self.device)
         self.out, resumed = claim_folder(config)
-        options = {
-            key: getattr(config, key) for key in ("seed", "val_fraction", "synthetic_images")
-        }
-        recorded = read_split(self.out / "split.csv") if config.resume else None
-        self.train_set, self.val_set = (
-            load_samples(config, split, (height, width), recorded=recorded, **options)
-            for split in ("train", "val")
-        )
+        self.train_set, self.val_set = load_sets(config, size, self.out)
         torch.manual_seed(config.seed)
         self.model = build_model(config).to(self.device).to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.model, config)
@@ -249,8 +242,7 @@ def run_train(config: TrainConfig) -> int:
     with usage_errors():
         trainer = Trainer(config)
     millions = sum(p.numel() for p in trainer.parameters) / 1e6
-    for note in dict.fromkeys(trainer.train_set.notes + trainer.val_set.notes):
-        trainer.record.say(note)
+    trainer.record.say_all(trainer.train_set.notes + trainer.val_set.notes)
     trainer.record.say(
         f"{config.model}, {millions:.1f} M parameters, {trainer.config.size}, "
         f"{'bf16' if trainer.bf16 else 'fp32'} on {trainer.device}; "

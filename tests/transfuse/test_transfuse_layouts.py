@@ -14,11 +14,13 @@ import pytest
 from pairs import SIZE, gray, pair, truths, write
 from PIL import Image
 
+from fastclip.transfuse.config import TrainConfig
 from fastclip.transfuse.config_data import InfoConfig
 from fastclip.transfuse.data import DataError, load_split
 from fastclip.transfuse.data.layouts import find
 from fastclip.transfuse.data.options import ReadOptions
 from fastclip.transfuse.info import run_info
+from fastclip.transfuse.train import Trainer
 
 Split = dict[str | None, int]
 
@@ -127,6 +129,7 @@ def flat_with_prefix(root: Path) -> Split:
 
 
 def arrays(root: Path) -> Split:
+    root.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", 4), ("val", 2)):
         pairs = [pair(row) for row in range(count)]
         np.save(root / f"data_{split}.npy", np.stack([image for image, _ in pairs]))
@@ -174,6 +177,25 @@ def test_the_pairs_are_found_as_they_lie(
     assert found.layout in out
     assert "masks: " in out
     assert np.asarray(Image.open(sheet)).shape[1] == 4 * 256
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
+def test_a_step_trains_on_it(tmp_path: Path, layout: Callable[[Path], Split]) -> None:
+    layout(tmp_path / "set")
+    config = TrainConfig(
+        data=str(tmp_path / "set"),
+        model="transfuse_t",
+        size="32x32",
+        out=tmp_path / "run",
+        batch_size=2,
+        max_steps=1,
+        val_fraction=0.3,
+        device="cpu",
+    )
+    assert Trainer(config).fit() == 0
+    sides = list(csv.DictReader((tmp_path / "run" / "split.csv").open()))
+    assert {row["split"] for row in sides} == {"train", "val"}
 
 
 @pytest.mark.parametrize(

@@ -79,12 +79,10 @@ def read_items(
         items: what to read.
         size: (H, W) of the result.
         options: how values are read, and whether bad files are left out.
-        problems: what is known to be wrong already; reported together with bad files.
-        allocate: makes the arrays.
+        problems: what is wrong already; reported together with bad files.
 
     Raises:
-        DataError: everything that is wrong, unless `options.skip_bad`; nothing is left; or the
-            masks contradict each other.
+        DataError: all that is wrong, unless `options.skip_bad`; or masks contradict each other.
     """
     arrays = allocate(len(items), size, options)
     reports: list[Report | None] = [None] * len(items)
@@ -106,17 +104,21 @@ def read_items(
     bad = [*problems, *(errors[row] for row in sorted(errors))]
     if not options.skip_bad or len(errors) == len(items):
         raise_problems(bad)
-    kept = [row for row in range(len(items)) if row not in errors]
-    read = [report for report in reports if report is not None]
     check_set(items, reports, options)
-    notes = summarise([items[row].name for row in kept], read, options)
+    if errors:
+        kept = [row for row in range(len(items)) if row not in errors]
+        arrays, items = _compact(arrays, kept), [items[row] for row in kept]
+    return _samples(arrays, items, [report for report in reports if report], options, bad)
+
+
+def _samples(
+    arrays: Arrays, items: list[Item], reports: list[Report], options: ReadOptions, bad: list[str]
+) -> Samples:
+    names = [item.name for item in items]
+    notes = summarise(names, reports, options)
     if bad:
         notes.append(left_out_note(len(bad)))
     sets = [item.set for item in items] if any(item.set for item in items) else []
-    names = [item.name for item in items]
-    if errors:
-        arrays = _compact(arrays, kept)
-        names, sets = ([texts[row] for row in kept if texts] for texts in (names, sets))
     return Samples(arrays.images, arrays.masks, names, "", arrays.ignored, notes, sets, bad)
 
 

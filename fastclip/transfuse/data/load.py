@@ -37,11 +37,8 @@ def load_split(
         data: a folder, a list or a COCO json; or several of them.
         split: 'train', 'val', 'test', or 'all' (of data that is in no split).
         size: (H, W) that everything is resized to.
-        seed, val_fraction: of the split, where the data has none of its own: a name's side
-            depends on the name, the seed and the fraction alone.
+        seed, val_fraction, hold_out, recorded: of the split; see `Partition`.
         options: how values are read; plain binary masks where None.
-        hold_out: where there are training data and no val, part them likewise.
-        recorded: side of each name in an earlier run.
 
     Raises:
         DataError: no such data, or more than the memory holds; or all files at once that are

@@ -98,12 +98,7 @@ def _by_stem(images: Listing, masks: Listing, layout: str) -> Found:
             found.problem(f"{printable(image)} has several masks, {names}: leave one")
         else:
             found.items.append(_item(stem, image, (Plane(masks.files[stems[0]]),)))
-    for stem, mask in masks.files.items():
-        if stem not in taken:
-            found.problem(
-                f"{printable(mask)} has no image in {printable(images.folder)}: add it, or remove "
-                "the mask"
-            )
+    _report_orphans(found, images, masks.files, taken)
     return found
 
 
@@ -149,13 +144,18 @@ def _in_folders(images: Listing, masks: Listing, layout: str) -> Found | None:
             found.items.append(_item(stem, image, tuple(map(Plane, files)), per_class=True))
     for group in order:
         taken = {mask for stems in claims[group].values() for mask in stems}
-        for stem, file in groups[group].items():
-            if stem not in taken:
-                found.problem(
-                    f"{printable(file)} has no image in {printable(images.folder)}: add it, or "
-                    "remove the mask"
-                )
+        _report_orphans(found, images, groups[group], taken)
     return found
+
+
+def _report_orphans(found: Found, images: Listing, masks: dict[str, Path], taken: set[str]) -> None:
+    """Masks that belong to no image."""
+    for stem, mask in masks.items():
+        if stem not in taken:
+            found.problem(
+                f"{printable(mask)} has no image in {printable(images.folder)}: add it, or remove "
+                "the mask"
+            )
 
 
 def find_cases(folder: Path, kids: list[Path]) -> Found | None:
