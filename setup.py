@@ -175,13 +175,27 @@ def folders() -> dict[str, dict[str, str]]:
     return {"egg_info": {"egg_base": scratch}, "build": {"build_base": scratch}}
 
 
+def build_in_place() -> None:
+    """Builds the core into fastclip/ without reading pyproject.toml, for any setuptools."""
+    from setuptools.dist import Distribution
+
+    distribution = Distribution(
+        {"name": "fastclip", "ext_modules": [Extension("fastclip._native", [])]}
+    )
+    command = NinjaBuild(distribution)
+    command.inplace = True
+    command.ensure_finalized()
+    command.run()
+
+
 # Listed so that a source distribution holds them; NinjaBuild finds them by itself.
 SUFFIXES = (".h", ".cpp", ".cu", ".py")
 FILES = sorted(str(p.relative_to(ROOT)) for p in CSRC.glob("**/*.*") if p.suffix in SUFFIXES)
 NATIVE = toolchain.switch("FASTCLIP_NATIVE", "1") != "0"
 
-setup(
-    ext_modules=[Extension("fastclip._native", sources=FILES)] if NATIVE else [],
-    cmdclass={"build_ext": NinjaBuild},
-    options=folders(),
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("fastclip._native", sources=FILES)] if NATIVE else [],
+        cmdclass={"build_ext": NinjaBuild},
+        options=folders(),
+    )

@@ -1,10 +1,12 @@
-"""What bench_gpu.py times: gradients of known models, and the ways to clip them."""
+"""What `make gpu` checks and times: gradients of known models, and the ways to clip them."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 import fastclip
 from fastclip.ops.grad_norm import backends
+from gpu.device import Device
 
 Shape = tuple[int, ...]
 TRANSFUSE_S = Path(__file__).parents[2] / "tests" / "data" / "state_dict_s.txt"
@@ -55,26 +58,35 @@ CASES: dict[str, tuple[Callable[[], list[Shape]], tuple[torch.dtype, ...]]] = {
     "1000 x 1000 fp32": (lambda: [(1000,)] * 1000, (F32,)),
     "10000 x 100 fp32": (lambda: [(100,)] * 10_000, (F32,)),
     "1 x 1 GiB fp32": (lambda: [(1 << 28,)], (F32,)),
+    # An open NeMo Automodel proposal: 500 matrices of 10.3e9 elements.
+    "500 matrices, 10.3e9 fp32": (lambda: [(4096, 5029)] * 500, (F32,)),
+    # TransformerEngine's multi-tensor norm: 225M elements, mixed.
+    "225M bf16/fp32": (lambda: [(1500, 1000)] * 150, (BF16, F32)),
 }
+REHEARSED_ELEMENTS = 4096  # of each tensor, and at most so many tensors, where there is no device
+REHEARSED_TENSORS = 300
 
 
-def numbers_of(case: str) -> tuple[int, int, int]:
-    """(tensors, elements, bytes of gradients)"""
+def parameters_of(case: str, on: str, *, rehearsed: bool = False) -> list[nn.Parameter]:
+    """Parameters with random gradients on a device type; for a rehearsal a few short ones."""
     shapes, dtypes = CASES[case][0](), CASES[case][1]
-    elements = [math.prod(shape) for shape in shapes]
-    sizes = [n * dtypes[i % len(dtypes)].itemsize for i, n in enumerate(elements)]
-    return len(shapes), sum(elements), sum(sizes)
-
-
-def parameters_of(case: str, device: str = "cuda") -> list[nn.Parameter]:
-    shapes, dtypes = CASES[case][0](), CASES[case][1]
+    if rehearsed:
+        small = [(min(math.prod(shape), REHEARSED_ELEMENTS),) for shape in shapes]
+        shapes = list(small[:REHEARSED_TENSORS])
     parameters = []
     for i, shape in enumerate(shapes):
         dtype = dtypes[i % len(dtypes)]
-        p = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        p.grad = torch.randn(shape, device=device, dtype=dtype)
+        p = nn.Parameter(torch.empty(shape, device=on, dtype=dtype))
+        p.grad = torch.randn(shape, device=on, dtype=dtype)
         parameters.append(p)
     return parameters
+
+
+def numbers_of(parameters: Sequence[nn.Parameter]) -> tuple[int, int, int]:
+    """(tensors, elements, bytes of gradients)"""
+    elements = [p.numel() for p in parameters]
+    size = sum(p.numel() * p.element_size() for p in parameters)
+    return len(parameters), sum(elements), size
 
 
 def exact_norm(parameters: Sequence[nn.Parameter]) -> float:
@@ -103,22 +115,32 @@ def foreach(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
     return torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
 
 
-_cuda_why_not = backends.cuda_why_not
+def backends_of(on: Device) -> list[str]:
+    """The backends of clipping that the device has."""
+    found = [] if backends.cuda_why_not(0) else ["CUDA"]
+    return [*found, "Triton"] if on.type == "cuda" and backends.has_triton() else found
 
 
-def by_triton(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
-    """fastclip as where it was built without nvcc."""
-    backends.cuda_why_not = lambda index: "Triton is timed"  # type: ignore[assignment]
+@contextlib.contextmanager
+def using(backend: str) -> Iterator[None]:
+    """fastclip on one of `backends_of`; on Triton as where it was built without nvcc."""
+    before = backends.cuda_why_not
+    if backend == "Triton":
+        backends.cuda_why_not = lambda index: "Triton is measured"  # type: ignore[assignment]
     try:
-        return fastclip.clip_grad_norm_(parameters, max_norm)
+        yield
     finally:
-        backends.cuda_why_not = _cuda_why_not
+        backends.cuda_why_not = before
 
 
-def clips() -> dict[str, Clip]:
+def by(backend: str, parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+    """fastclip's clip by one backend."""
+    with using(backend):
+        return fastclip.clip_grad_norm_(parameters, max_norm)
+
+
+def clips(on: Device) -> dict[str, Clip]:
     variants: dict[str, Clip] = {"torch foreach": foreach, "torch rewrite": rewrite}
-    if not _cuda_why_not(0):
-        variants["fastclip CUDA"] = fastclip.clip_grad_norm_
-    if backends.has_triton():
-        variants["fastclip Triton"] = by_triton
+    for backend in backends_of(on):
+        variants[f"fastclip {backend}"] = functools.partial(by, backend)
     return variants

@@ -1,178 +1,167 @@
-"""Every op on a GPU against torch: tests first, then times, then one table.
+"""Everything that a few minutes on a GPU can teach: checks, the table, tests, a training run.
 
-    PYTHONPATH=.:bench python3 -m gpu.run --out FOLDER [--minutes 7] [--dry-run]
+    PYTHONPATH=.:bench python3 -m gpu.run --out FOLDER [--minutes 8] [--data FOLDER]
 
-Writes FOLDER/gpu.csv, FOLDER/tests.log and, where there is a compute-sanitizer, its logs.
-`of_copy` is the bytes that the work must move over its wall time, as a fraction of what a measured
-device-to-device copy moves; clipping moves a read, and a read and a write, else it is one read.
-Speedups are over `torch foreach` and `eager`.
+Results first: one correctness pass, then the table, each row written as it is measured, then the
+long tests and, with --data, TransFuse_S for the minutes left. Workers do each part, so that a
+failing kernel, a hanging test or a lost device costs one item. FOLDER gets gpu.csv, a journal and a
+log of each part, and traces. The exit status is 1 where anything failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import datetime
-import functools
-import signal
+import importlib.util
+import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-import fastclip
 from fastclip.report import report
-from gpu import cases
+from gpu import device, supervise
+from gpu.rows import COLUMNS
 from gpu.tests import run_sanitizer, run_tests
-from gpu.timing import copy_gb_per_s, measured
+from gpu.worker import command
 
-KEYS = ["bench", "case", "variant", "host_us", "wall_ms", "spread_ms", "kernels_ms", "launches"]
-COLUMNS = [*KEYS, "speedup", "host_speedup", "of_copy", "error", "torch", "device", "date"]
-COMPILED_CASES = ("1 x 1 GiB fp32", "transfuse_s fp32")
-Rows = list[dict[str, object]]
-
-
-def rows(
-    bench: str, case: str, times: dict, baseline: str, moved: int, copy: float, errors: dict
-) -> Rows:
-    return [
-        {
-            "bench": bench,
-            "case": case,
-            "variant": name,
-            **{key: f"{t[key]:.4g}" for key in KEYS[3:]},
-            "speedup": f"{times[baseline]['wall_ms'] / t['wall_ms']:.2f}",
-            "host_speedup": f"{times[baseline]['host_us'] / t['host_us']:.2f}",
-            "of_copy": f"{moved / t['wall_ms'] / 1e6 / copy:.2f}",
-            "error": f"{errors[name]:.1e}",
-            "torch": torch.__version__,
-            "device": torch.cuda.get_device_name(),
-            "date": datetime.date.today().isoformat(),
-        }
-        for name, t in times.items()
-    ]
+CHECK_SECONDS = 60  # for all of them; Triton compiles a kernel for each dtype
+ITEM_SECONDS = {"gpu.check": 40, "gpu.rows": 90}
+TRAINING_SECONDS = 60  # less is not worth the start
+SUMMARY_LINES = 40
 
 
-def clip_rows(case: str, clipping: bool, copy: float, *, compiled: bool = False) -> Rows:
-    parameters = cases.parameters_of(case)
-    exact = cases.exact_norm(parameters)
-    variants = cases.clips()
-    if compiled:
-        step = torch.compile(cases.foreach)
-        variants = {"torch foreach": cases.foreach, "torch compiled": step}
-    errors = {
-        name: abs(clip_(parameters, float("inf")).item() / exact - 1)
-        for name, clip_ in variants.items()
-    }
-    limit = [exact * (0.9 if clipping else 2)]
-
-    def call(clip_: cases.Clip) -> object:
-        limit[0] *= 0.99 if clipping else 1  # every call clips anew, a little
-        return clip_(parameters, limit[0])
-
-    times = measured({name: functools.partial(call, clip_) for name, clip_ in variants.items()})
-    moved = cases.numbers_of(case)[2] * (3 if clipping else 1)
-    name = "clip, clipping" if clipping else "clip, not clipping"
-    return rows(name, case, times, "torch foreach", moved, copy, errors)
-
-
-def loss_rows(copy: float) -> Rows:
-    import bench_structure_loss as plain
-
-    shape, dtype = (16, 1, 352, 352), torch.bfloat16
-    mask = (torch.rand(shape, device="cuda") > 0.7).float()
-    heads = [torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3)]
-    ours = functools.partial(fastclip.structure_loss, head_weights=plain.HEAD_WEIGHTS)
-    variants = {"eager": plain.eager, "rewrite": plain.rewrite, "fastclip": ours}
-    variants["rewrite, compiled"] = torch.compile(plain.rewrite)
-    exact = plain.eager([head.double() for head in heads], mask.double()).item()
-    scale = plain.LOSS_SCALE.cuda()
-
-    def call(loss: Callable) -> object:
-        for head in heads:
-            head.grad = None
-        value = loss(heads, mask)
-        value.backward(scale)
-        return value.detach()
-
-    errors = {name: abs(loss(heads, mask).item() / exact - 1) for name, loss in variants.items()}
-    times = measured({name: functools.partial(call, loss) for name, loss in variants.items()})
-    bytes_each = sum(head.numel() * 2 for head in heads)
-    moved = 3 * bytes_each + 2 * mask.numel() * 4  # logits twice, gradients once, the mask twice
-    case = "3 heads, 16x1x352x352, bf16, forward + backward"
-    return rows("structure_loss", case, times, "eager", moved, copy, errors)
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for everything it leaves")
+    parser.add_argument("--minutes", type=float, default=8, help="all in all, the build excluded")
+    parser.add_argument(
+        "--data", default="", help="images to train TransFuse_S on with what is left"
+    )
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU's stand-in for CUDA")
+    args = parser.parse_args()
+    if not args.rehearse and not torch.cuda.is_available():
+        sys.exit("no CUDA device: nothing was checked or timed (make gpu-rehearse needs none)")
+    args.out.mkdir(parents=True, exist_ok=True)
+    os.environ["FASTCLIP_TRACES"] = str(args.out)
+    if args.rehearse:
+        build_stand_in(args.out)
+    on = "host" if args.rehearse else "cuda"
+    begin = time.monotonic()
+    end = begin + 60 * args.minutes
+    trains = bool(args.data)
+    share = 0.4 if trains else 1.0  # of the time, for tests
+    checks = part("gpu.check", on, args.out, min(end, begin + CHECK_SECONDS))
+    table = part("gpu.rows", on, args.out, end)
+    write_table(args.out)
+    tests_end = time.monotonic() + (end - time.monotonic()) * share
+    tests = run_tests(args.out, on, tests_end)
+    sanitizer = "not for rehearsals" if args.rehearse else run_sanitizer(args.out, tests_end)
+    training = train(args.data, args.out, end) if trains else "no --data"
+    print_table(args.out)
+    outcomes = {"checks": checks, "rows": table, "tests": tests}
+    extra = [f"compute-sanitizer: {sanitizer}", f"training: {training}"]
+    print("\n".join(summary(outcomes, extra, on, time.monotonic() - begin)))
+    wrong = any(outcome.failed for outcome in outcomes.values()) or "ERRORS" in sanitizer
+    return 1 if wrong or "failed" in training else 0
 
 
-def benches(copy: float) -> Iterator[tuple[str, Callable[[], Rows]]]:
-    for case in cases.CASES:
-        for clipping in (False, True):
-            yield case, functools.partial(clip_rows, case, clipping, copy)
-    yield "structure_loss", functools.partial(loss_rows, copy)
-    for case in COMPILED_CASES:
-        yield f"{case}, compiled", functools.partial(clip_rows, case, True, copy, compiled=True)
+def part(module: str, on: str, out: Path, deadline: float) -> supervise.Outcome:
+    """Has workers of a module do all of its items."""
+    journal = out / f"{module.partition('.')[2]}.jsonl"
+    listing = [sys.executable, "-m", module, "--device", on, "--list"]
+    listed = subprocess.run(listing, capture_output=True, text=True)
+    if listed.returncode:
+        journal.with_suffix(".log").write_text(listed.stdout + listed.stderr)
+        return supervise.Outcome(failed={module: f"does not start: {listed.stderr[-300:]}"})
+    items = [line for line in listed.stdout.splitlines() if line]
+    worker = command(module, on, journal)
+    return supervise.supervise(worker, items, journal, deadline, ITEM_SECONDS[module])
 
 
-def out_of_time(*_: object) -> None:
-    raise TimeoutError("out of time")
+def build_stand_in(out: Path) -> None:
+    """Builds what a rehearsal's workers load; a device's kernels are built before this starts."""
+    os.environ["FASTCLIP_ON_HOST"] = str(out.resolve() / "on_host")
+    device.of("host")
 
 
-def print_table(found: Rows) -> None:
-    shown = COLUMNS[:12]
-    lines = [[str(row[key]) for key in shown] for row in found]
+def rows_of(out: Path) -> list[dict]:
+    entries = supervise.entries(out / "rows.jsonl")
+    return [row for entry in entries for row in entry.get("rows", [])]  # type: ignore[attr-defined]
+
+
+def write_table(out: Path) -> None:
+    with (out / "gpu.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows_of(out))
+
+
+def print_table(out: Path) -> None:
+    shown = COLUMNS[:13]
+    lines = [[str(row[key]) for key in shown] for row in rows_of(out)]
     widths = [max(len(line[i]) for line in [shown, *lines]) for i in range(len(shown))]
     for line in [shown, *lines]:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=7, help="all in all; the rest is skipped")
-    parser.add_argument("--dry-run", action="store_true", help="print the cases; needs no GPU")
-    args = parser.parse_args()
-    for case in cases.CASES:
-        tensors, elements, size = cases.numbers_of(case)
-        print(f"{case}: {tensors} tensors, {elements / 1e6:.1f}M elements, {size / 1e6:.0f} MB")
-    if args.dry_run:
-        return
-    if not torch.cuda.is_available():
-        sys.exit("no CUDA device: nothing was tested or timed")
-    signal.signal(signal.SIGALRM, out_of_time)
-    args.out.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + 60 * args.minutes
-    tests = run_tests(args.out, 60 * args.minutes / 2)
-    sanitizer = run_sanitizer(args.out, 60 * args.minutes / 8)
-    copy = copy_gb_per_s()
-    found, skipped = [], []
-    with (args.out / "gpu.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for name, bench in benches(copy):
-            left = deadline - time.monotonic()
-            if left < (60 if "compiled" in name else 10):
-                skipped.append(f"{name}: out of time")
-                continue
-            signal.alarm(int(left))
-            try:
-                new = bench()
-            except Exception as error:  # one case must not lose the others; it is named below
-                skipped.append(f"{name}: {type(error).__name__}: {error}")
-                continue
-            finally:
-                signal.alarm(0)
-                torch.cuda.empty_cache()
-            writer.writerows(new)
-            file.flush()
-            found += new
-    print_table(found)
-    print("\n".join(f"skipped: {line}" for line in skipped))
-    print(report())
-    print(f"device copy: {copy:.0f} GB/s, read and write")
-    print(f"compute-sanitizer: {sanitizer}")
-    print(f"tests: {tests}")
+def train(data: str, out: Path, deadline: float) -> str:
+    """TransFuse_S on images for the seconds left; its curve lies in the run's metrics.csv."""
+    left = deadline - time.monotonic()
+    missing = [m for m in ("timm", "torchvision", "tyro") if importlib.util.find_spec(m) is None]
+    if missing:
+        return f"skipped: this machine has no {', '.join(missing)}"
+    if left < TRAINING_SECONDS:
+        return f"skipped: {left:.0f} s left, it wants {TRAINING_SECONDS}"
+    minutes = f"{(left - 20) / 60:.2f}"
+    options = ["--model", "transfuse_s", "--size", "192x256", "--epochs", "1000", "--overwrite"]
+    options += ["--data", data, "--max-time", minutes, "--out", str(out / "train")]
+    with (out / "train.log").open("w") as log:
+        run: Callable = subprocess.run
+        try:
+            status = run(
+                [sys.executable, "-m", "fastclip", "train", *options],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                timeout=left,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            return "failed: out of time"
+    return f"{minutes} min, see train/metrics.csv" if status == 0 else f"failed: exit {status}"
+
+
+def summary(
+    outcomes: dict[str, supervise.Outcome], extra: list[str], on: str, seconds: float
+) -> list[str]:
+    """What was found and what to do next, in 40 lines at most."""
+    head = [*report().splitlines()[:8], f"device: {device.of(on).facts() if on == 'cuda' else on}"]
+    counts = [
+        f"{name}: {len(o.passed)} passed, {len(o.failed)} failed, {len(o.skipped)} skipped, "
+        f"{len(o.left)} not begun"
+        for name, o in outcomes.items()
+    ]
+    failed = [
+        f"FAILED {name}: {why[:200]}" for o in outcomes.values() for name, why in o.failed.items()
+    ]
+    unseen = any(o.left for o in outcomes.values())
+    good = "next: commit gpu.csv under bench/results/ with the GPU's name"
+    if on == "host":
+        good = "a rehearsal: its times mean nothing, and its rows are not for bench/results/"
+    next_steps = [
+        "next: mend what FAILED, worst first; logs and journals lie in the folder"
+        if failed
+        else good,
+        *(["next: give it more minutes for what was not begun"] if unseen else []),
+        f"{seconds:.0f} s",
+    ]
+    room = SUMMARY_LINES - len(head) - len(counts) - len(extra) - len(next_steps)
+    if len(failed) > room:
+        failed = [*failed[: room - 1], f"... and {len(failed) - room + 1} more"]
+    return [*head, *counts, *failed, *extra, *next_steps]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,7 +19,7 @@ COLUMNS = ("step", "grad_norm", "param_norm", "update_ratio", "clip_frequency", 
 
 
 class NormMonitor:
-    """Watches gradient norm, parameter norm, update-to-weight ratio and how often steps are clipped.
+    """Watches gradient norm, parameter norm, update-to-weight ratio and the share of clipped steps.
 
     Give it the optimizer, and hand each step's norm to :meth:`observe`; every `every` steps it
     measures around ``optimizer.step()`` by itself::

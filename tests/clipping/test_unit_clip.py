@@ -251,6 +251,7 @@ def test_any_list_strategy(parameters, clipping):
     check([p for p in parameters if not any(p is q for q in rest)], clipping)
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize("isa", ["baseline", "v3", "v4"])
 def test_every_instruction_set_level_agrees(isa):

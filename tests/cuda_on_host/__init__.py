@@ -40,8 +40,28 @@ def build(folder: Path) -> ctypes.CDLL:
 
 
 def extension(folder: Path) -> tuple[ModuleType, ctypes.CDLL]:
-    """(fastclip._native with the CUDA backend, the kernels' C interface in the same library)"""
+    """(fastclip._native with the CUDA backend, the kernels' C interface in the same library)
+
+    Built in `folder`, where it is not there yet.
+    """
+    library = folder / "_native.so"
+    if not library.exists():
+        _build_extension(folder, library)
+    name = "cuda_on_host._native"
+    spec = importlib.util.spec_from_file_location(name, library)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    interface = _interface(library)
+    _bind(module, interface)
+    return module, interface
+
+
+def _build_extension(folder: Path, library: Path) -> None:
     import pybind11
+
+    folder.mkdir(parents=True, exist_ok=True)
 
     includes = [f"-isystem{sysconfig.get_path('include')}", f"-isystem{pybind11.get_include()}"]
     defines = ["-DFASTCLIP_X86_LEVELS=0", "-DFASTCLIP_ISA=baseline", "-DFASTCLIP_CUDA=1"]
@@ -55,17 +75,7 @@ def extension(folder: Path) -> tuple[ModuleType, ctypes.CDLL]:
     compiled += [["-c", path, "-o", folder / f"{path.stem}.o"] for path in own]
     with ThreadPool(2) as pool:
         pool.map(_run, compiled)
-    library = folder / "_native.so"
     _run(["-shared", "-fopenmp", *(call[-1] for call in compiled), "-o", library])
-    name = "cuda_on_host._native"
-    spec = importlib.util.spec_from_file_location(name, library)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    interface = _interface(library)
-    _bind(module, interface)
-    return module, interface
 
 
 def install(module: ModuleType, patch: pytest.MonkeyPatch) -> None:

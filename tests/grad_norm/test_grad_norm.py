@@ -137,6 +137,7 @@ def test_torch_and_the_core_share_one_openmp():
     assert native.core.build_info()["threads"] == before
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize("isa", ["baseline", "v3", "v4"])
 def test_every_instruction_set_level_agrees(isa):

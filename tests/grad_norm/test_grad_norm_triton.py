@@ -31,6 +31,7 @@ VARIANTS += [("each", {"KIND": 2}), ("finish", {"KIND": 2})]
 VARIANTS += [("scale", {"DTYPES": FLOAT32}), ("scale", {"DTYPES": ALL_DTYPES})]
 
 
+@pytest.mark.slow
 def test_under_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]

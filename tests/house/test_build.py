@@ -107,6 +107,7 @@ def test_a_pure_python_build_needs_no_compiler(tmp_path):
     assert not list(tmp_path.glob("**/*.so"))
 
 
+@pytest.mark.slow
 @in_checkout
 @has_compiler
 @pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.core
 TESTS = Path(__file__).parent
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize("isa", ["baseline", "v3", "v4"])
 def test_every_instruction_set_level(isa):
