@@ -66,6 +66,9 @@ def test_zeros_without_memory_do_as_torch(name, dtype):
 def test_a_freed_storage_raises(name, offset, dtype):
     p = nn.Parameter(torch.ones(1000, dtype=dtype), requires_grad=False)
     p.grad = freed(1000, offset, dtype)
+    if name == "grad_norms" and dtype == torch.uint8:
+        assert fastclip.grad_norms([("p", p)]).skipped == ("p",)  # it reads no integers
+        return
     with pytest.raises(ValueError, match=r"needs .* bytes, but its storage holds 0"):
         CALLS[name](p)
 
