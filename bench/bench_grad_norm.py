@@ -124,7 +124,7 @@ def bench_clip_in_a_loop(case, benchmark):
 @pytest.mark.parametrize("clipping", [False, True], ids=["unclipped", "clipping"])
 @pytest.mark.parametrize("case", [TRANSFUSE_S_CASE, "1000 x 1000"])
 def bench_clip_value(case, clipping, benchmark):
-    """clip_grad_value_: in every clipping step a few elements of every tensor are past the limit."""
+    """clip_grad_value_: in every clipping step a few elements of each tensor are past the limit."""
     torch.manual_seed(0)
     parameters = parameters_of(case, [torch.float32])
     grads = [p.grad for p in parameters]
