@@ -6,6 +6,7 @@ import gc
 import math
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +79,27 @@ def test_a_freed_storage_is_named_by_its_place():
     with pytest.raises(ValueError, match="tensor 2 of the list needs 20 bytes"):
         fastclip.get_total_norm(grads)
     assert all(g.tolist() == [1.0] * 3 for g in grads[:2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_a_freed_norm_is_named(dtype):
+    p = parameter(torch.ones(4))
+    norm = torch.ones(4, dtype=dtype)[3]
+    norm.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"total_norm needs \d bytes"):
+        fastclip.clip_grads_with_norm_([p], 1.0, norm)
+    assert p.grad.tolist() == [1.0] * 4
+
+
+def test_a_freed_tensor_beside_one_that_no_kernel_takes():
+    grads = [torch.ones(8)[::2], torch.ones(3).to_sparse(), freed(5, 2)]
+    for call in (
+        lambda: fastclip.get_total_norm(grads),
+        lambda: fastclip.clip_tensors_(grads, 1.0),
+        lambda: fastclip.clip_grad_value_([SimpleNamespace(grad=g) for g in grads], 1.0),
+    ):
+        with pytest.raises(ValueError, match="tensor 2 of the list needs 20 bytes"):
+            call()
 
 
 def test_an_empty_tensor_needs_no_memory():

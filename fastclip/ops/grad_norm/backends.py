@@ -57,6 +57,16 @@ def collect_parts(tensors: Iterable[Tensor], take_grads: bool) -> parts.GradPart
     return parts.collect(tensors, _backend_of)
 
 
+def require_memory(name: str, tensor: object) -> None:
+    """ValueError where it is a tensor whose storage was freed: torch would read it all the same."""
+    if native.core is None:
+        return
+    try:
+        native.core.require_memory((tensor,), False)
+    except ValueError as error:
+        raise ValueError(str(error).replace("tensor 0 of the list", name)) from None
+
+
 def backend(found: TensorList | PythonTensorList) -> CpuGrads | GpuGrads | None:
     """The backend of a list's device, if there is one."""
     kind, index = found.device

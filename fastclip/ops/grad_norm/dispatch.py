@@ -15,7 +15,13 @@ from torch import Tensor
 from torch.nn import utils as _torch_clip
 
 from fastclip import native
-from fastclip.ops.grad_norm.backends import Grads, backend, collect_in_op, collect_parts
+from fastclip.ops.grad_norm.backends import (
+    Grads,
+    backend,
+    collect_in_op,
+    collect_parts,
+    require_memory,
+)
 from fastclip.ops.grad_norm.parts import GradParts
 from fastclip.ops.grad_norm.sharded import plain_norm
 
@@ -82,6 +88,7 @@ def clip_with_norm_(
     parameters: list[Tensor], max_norm: float, total_norm: Tensor, foreach: Any
 ) -> None:
     """Scales the parameters' gradients to a norm known before, by their backend."""
+    require_memory("total_norm", total_norm)
     norm = total_norm if type(total_norm) is Tensor else plain_norm(total_norm)
     grads = None if norm is None else collect_in_op(parameters, take_grads=True)
     if norm is None or grads is None or not grads.takes(norm):
