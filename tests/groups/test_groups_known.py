@@ -174,3 +174,14 @@ def test_a_traced_pass_agrees_with_names_and_recipes(kind):
     by_pass = traced(model, read_entries(model), model.dummy_inputs)
     own = layers(model)
     assert own == by_pass
+
+
+def test_torchvision_names_of_the_input_side_are_known():
+    models = pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        vit, maxvit = layers(models.vit_b_16()), layers(models.maxvit_t())
+    assert vit["class_token"] == vit["conv_proj.weight"] == vit["encoder.pos_embedding"] == 0
+    assert vit["encoder.layers.encoder_layer_0.mlp.0.weight"] == 1
+    assert vit["heads.head.weight"] == vit["encoder.ln.weight"] == 13
+    assert maxvit["stem.1.0.weight"] == 0
+    assert maxvit["classifier.5.weight"] == max(maxvit.values()) == 5

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from fastclip.groups.layers.metadata import Numbered, numbered
-from fastclip.groups.layers.place import is_pair, on_top, place
+from fastclip.groups.layers.place import at_bottom, is_pair, on_top, place
 from fastclip.groups.layers.stacks import Tower, find_towers, within
 from fastclip.groups.layers.trace import traced
 from fastclip.groups.names import Entry, Source, read_modules
@@ -72,7 +72,9 @@ def _automatic(
     )
     if towers or (len(found) > 1 and not is_pair(found)):
         both = [*towers, *found]
-        found = [t for t in found if not on_top(t.path, [o for o in both if o is not t])]
+        others = {t.path: [o for o in both if o is not t] for t in found}
+        found = [t for t in found if not on_top(t.path, others[t.path])]
+        found = [t for t in found if not at_bottom(t.path, others[t.path])]
     return _dense(place(dict(modules), names, [*towers, *found]))
 
 

@@ -11,7 +11,7 @@ from fastclip.names import unwrap
 
 # Words that stand for the input side and for the output side wherever they are read.
 _START = re.compile(
-    r"embed|embd|(^|[._])(stem|patch|patchify|pos|position|positional|cls_token|dist_token|"
+    r"embed|embd|(^|[._])(stem|patch|patchify|pos|position|positional|cls_token|class_token|dist_token|"
     r"mask_token|register_tokens|reg_token|token_type|wte|wpe|shared|input|project_in|conv_in|"
     r"ln_pre|norm_pre|pre_layrnorm|pre_layernorm)([._]|$)"
 )
@@ -24,9 +24,9 @@ _END = re.compile(
 _WEAK_END = re.compile(
     r"(^|[._])(norm|ln|ln_f|layernorm|layer_norm|bn|out|proj|linear)([._]|$)", re.I
 )
-_WEAK_START = re.compile(r"^(conv1?|bn1|conv0|norm0)\.")
+_WEAK_START = re.compile(r"^(conv1?|bn1|conv0|norm0|conv_proj)\.")
 _INDEX = re.compile(r"(^|\.)\d+(\.|$)")
-_LATE = re.compile(r"(embed|patch|stem)\w*?[._]?([2-9]|1\d)(\.|$)|(embed|patch|stem)\w*\.1(\.|$)")
+_LATE = re.compile(r"(embed|patch)\w*?[._]?([2-9]|1\d)(\.|$)|(embed|patch)\w*\.1(\.|$)")
 
 
 def place(
@@ -180,3 +180,9 @@ def on_top(path: str, towers: Iterable[Tower]) -> bool:
     common = max((_shared(path, tower.path) for tower in towers), default=0)
     below = ".".join(path.split(".")[common:])
     return bool(_END.search(f"{below}.")) and not _START.search(below)
+
+
+def at_bottom(path: str, towers: Iterable[Tower]) -> bool:
+    """Whether a stack beside `towers` is a stem by its name."""
+    common = max((_shared(path, tower.path) for tower in towers), default=0)
+    return ".".join(path.split(".")[common:]) == "stem"
