@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import fastclip
+from fastclip.transfuse import setup
 from fastclip.transfuse.augment import normalise, steps_per_epoch, train_batches
 from fastclip.transfuse.checkpoint import RunError, load_weights, save_checkpoint
 from fastclip.transfuse.config import TrainConfig, image_size, torch_device, usage_errors, uses_bf16
@@ -19,14 +20,6 @@ from fastclip.transfuse.evaluate import Evaluation, evaluate
 from fastclip.transfuse.objective import HEAD_WEIGHTS, head_losses
 from fastclip.transfuse.record import LOG_EVERY, Record, StopSignals
 from fastclip.transfuse.schedule import Budget, lr_factor
-from fastclip.transfuse.setup import (
-    RUN_FILES,
-    build_model,
-    build_optimizer,
-    claim_folder,
-    load_sets,
-    write_split,
-)
 
 INTERRUPTED = 130
 
@@ -46,11 +39,11 @@ class Trainer:
         self.config = config = replace(config, size=f"{size[0]}x{size[1]}")
         self.device = torch_device(config.device)
         self.bf16 = uses_bf16(config.precision, self.device)
-        self.out, resumed = claim_folder(config)
-        self.train_set, self.val_set = load_sets(config, size, self.out)
+        self.out, resumed = setup.claim_folder(config)
+        self.train_set, self.val_set = setup.load_sets(config, size, self.out)
         torch.manual_seed(config.seed)
-        self.model = build_model(config).to(self.device).to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(self.model, config)
+        self.model = setup.build_model(config).to(self.device).to(memory_format=torch.channels_last)
+        self.optimizer = setup.build_optimizer(self.model, config)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.per_epoch = steps_per_epoch(len(self.train_set), config.batch_size)
         steps = config.epochs * self.per_epoch
@@ -66,9 +59,9 @@ class Trainer:
         if resumed is not None:
             self._restore(resumed)
         elif config.overwrite:  # or the best.pt of the earlier run would pass for this one's
-            for name in RUN_FILES:
+            for name in setup.RUN_FILES:
                 (self.out / name).unlink(missing_ok=True)
-        write_split(self.out, self.train_set, self.val_set)
+        setup.write_split(self.out, self.train_set, self.val_set)
         self.started = time.monotonic()
 
     def seconds(self) -> float:
