@@ -95,16 +95,13 @@ class NormMonitor:
         inner = optimizers.unwrap(optimizer)
         self._watch: Watch | None = Watch(model, inner, by, checks.count("depth", depth))
         is_first = ranks.is_first()
-        sinks: list[CsvFile | ScalarWriter] = []
-        if writer is not None:
-            sinks.append(ScalarWriter(writer))
+        columns = (*COLUMNS, *(PART + bucket for bucket in self._watch.buckets()))
+        sinks: list[CsvFile | ScalarWriter] = [] if writer is None else [ScalarWriter(writer)]
         if csv is not None and is_first:
-            parts = [PART + bucket for bucket in self._watch.buckets()]
-            sinks.append(CsvFile(csv, (*COLUMNS, *parts)))
+            sinks.append(CsvFile(csv, columns))
         ranks.meet(self._watch.parameters(), self.every)
-        self._record = Record(
-            sinks if is_first else [], self.vanishing, self.exploding, not is_first
-        )
+        sinks = sinks if is_first else []
+        self._record = Record(sinks, self.vanishing, self.exploding, not is_first)
         self._step = 0
         self._stepping = False
         self._seen = Observed(self.max_norm)

@@ -28,12 +28,12 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
 
 
-def train(model, optimizer, monitor):
+def train(model, optimizer, monitor, clip=fastclip.clip_grad_norm_):
     torch.manual_seed(1)
     for _ in range(STEPS):
         optimizer.zero_grad()
         model(torch.randn(4, 5)).square().sum().backward()
-        monitor.observe(fastclip.clip_grad_norm_(model.parameters(), 1.0))
+        monitor.observe(clip(model.parameters(), 1.0))
         optimizer.step()
     monitor.close()
     return monitor.history
@@ -72,6 +72,14 @@ def check_ddp(folder):
 def check_fsdp2(folder):
     equal(rows_of(fully_shard, folder / "fsdp2.csv"), alone(folder))
     wrote_once(folder / "fsdp2.csv")
+
+
+def check_fsdp2_with_torchs_norms(folder):
+    """Which are DTensors whose parts are still to be summed."""
+    model = fully_shard(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = fastclip.NormMonitor(model, optimizer, every=1, max_norm=1.0, by="depth")
+    equal(train(model, optimizer, monitor, nn.utils.clip_grad_norm_), alone(folder))
 
 
 def check_fsdp2_without_observed_norms(folder):

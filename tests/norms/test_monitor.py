@@ -191,7 +191,7 @@ def test_the_hooks_copy_nothing_back_from_a_gpu(events, devices):
     with FakeTensorMode(), Recorder() as recorder:
         net = nn.Sequential(*(nn.Linear(2, 2, device=device) for device in devices))
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-        monitor = fastclip.NormMonitor(net, optimizer, every=2)
+        monitor = fastclip.NormMonitor(net, optimizer, every=2, max_norm=1.0, by="depth")
         steps(net, optimizer, monitor, 4, device=devices[0])
         assert len(events) == 2
         assert recorder.waited == []

@@ -150,6 +150,7 @@ def test_parameters_without_a_norm_are_listed(dtype):
     assert fastclip.param_norms(model, stats=True).stats.keys() == {"weight", "bias"}
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_quantised_tensors_are_listed():
     packed = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
     report = fastclip.param_norms([("packed", packed), ("w", torch.ones(4))])
