@@ -25,8 +25,8 @@ TESTS = Path(__file__).parent
 @pytest.mark.parametrize("isa", ["baseline", "v3", "v4"])
 def test_every_instruction_set_level(isa):
     """Runs the comparisons at the level (or the best one below it here)."""
-    only = "dtype_pair or sizes or heads or extreme or nonfinite or valid or one_call"
-    files = [TESTS / f"test_structure_loss{part}.py" for part in ("", "_autograd")]
+    only = "dtype_pair or sizes or heads or extreme or nonfinite or valid or one_call or kinds_ag"
+    files = [TESTS / f"test_structure_loss{part}.py" for part in ("", "_autograd", "_kinds")]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "FASTCLIP_ISA": isa}
     result = subprocess.run([*command, "-k", only], env=environment, capture_output=True, text=True)

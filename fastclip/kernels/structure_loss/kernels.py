@@ -16,7 +16,6 @@ import triton
 import triton.language as tl
 
 from fastclip.kernels.structure_loss.tile import (
-    cross_entropy,
     image_gradient_factors,
     log1p,
     pixel_gradient_factors,
@@ -118,11 +117,10 @@ def image_sums(
     p = tl.load(pos_weight + image % channels) if HAS_POS_WEIGHT else 1.0
 
     before = window_before(columns, row, rows, radius, REAL, BLOCK_X)
-    partial += tl.program_id(0).to(tl.int64) * slots
-    used = slot < common + 2
     sums = tl.zeros([SLOTS], REAL)
     if IS_WIDE:
-        tl.store(partial + slot, sums, mask=used)
+        at = partial + tl.program_id(0).to(tl.int64) * slots + slot
+        tl.store(at, sums, mask=slot < common + 2)
     for x0 in range(0, width, BLOCK_X):
         x = x0 + tl.arange(0, BLOCK_X)[None, :]
         inside = rows & (x < width)
@@ -133,7 +131,12 @@ def image_sums(
         for h in tl.static_range(len(heads)):
             logit = tl.load(heads[h] + row + x, mask=exists, other=0).to(REAL)
             e, r, s = sigmoid(logit)
-            bce = cross_entropy(logit, log1p(e, REAL), m, p, HAS_POS_WEIGHT)
+            # Torch's terms, so that an infinite logit gives its infinity or its NaN.
+            if HAS_POS_WEIGHT:
+                below, log = tl.minimum(logit, 0.0), log1p(e, REAL)
+                bce = (1 - m) * (logit - below + log) + p * m * (log - below)
+            else:
+                bce = (1 - m) * logit - tl.minimum(logit, 0.0) + log1p(e, REAL)
             sums += tl.where(slot == 3 * h, tl.sum(v * bce), 0.0)
             if PIXEL_IOU:
                 # 1 - s from its own terms keeps its digits near 0.
@@ -147,12 +150,13 @@ def image_sums(
         sums += tl.where(slot == common + 1, tl.sum(w if PIXEL_IOU else w * m), 0.0)
         if IS_WIDE:  # noqa: SIM102 (this alone is known when it is compiled)
             if (x0 // BLOCK_X) % PIECE == PIECE - 1:
-                so_far = tl.load(partial + slot, mask=used, other=0)
-                tl.store(partial + slot, so_far + sums, mask=used)
+                so_far = tl.load(at, mask=slot < common + 2, other=0)
+                tl.store(at, so_far + sums, mask=slot < common + 2)
                 sums = tl.zeros([SLOTS], REAL)
     if IS_WIDE:
-        sums = sums + tl.load(partial + slot, mask=used, other=0)
-    tl.store(partial + slot, sums, mask=used)
+        sums = sums + tl.load(at, mask=slot < common + 2, other=0)
+    partial += tl.program_id(0).to(tl.int64) * slots
+    tl.store(partial + slot, sums, mask=slot < common + 2)
 
 
 @triton.jit

@@ -62,6 +62,8 @@ def forward(
     images, height, width = mask.shape[0] * mask.shape[1], *mask.shape[2:]
     area, kinds = _area(columns, mask, valid)
     rows = ROW_BYTES // heads[0].element_size()
+    if pixel_iou:
+        rows = max(1, rows // 2)  # or its quotient of every pixel spills registers
     column_sums[(images * -(-width // STRIP_X),)](
         *(*area, min(window // 2, height - 1)),
         **kinds,

@@ -83,18 +83,6 @@ def sigmoid(x):
 
 
 @triton.jit
-def cross_entropy(x, log, m, positive, HAS_POS_WEIGHT: tl.constexpr):
-    """The BCE of a logit x with log = log(1 + exp(-|x|)).
-
-    Torch's terms, so that an infinite logit gives its infinity or its NaN.
-    """
-    below = tl.minimum(x, 0.0)
-    if HAS_POS_WEIGHT:
-        return (1 - m) * (x - below + log) + positive * m * (log - below)
-    return (1 - m) * x - below + log
-
-
-@triton.jit
 def pixel_iou_loss(s, other, m, smooth, REAL: tl.constexpr):
     """u = 1 - (s m + smooth) / (s + m - s m + smooth), where other = 1 - s."""
     if REAL is tl.float32:  # the argument is float64
