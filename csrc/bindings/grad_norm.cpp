@@ -82,8 +82,10 @@ void scale_grads(TensorList& list, double factor) {
   mark_written(tensors_of(list).ptr());
 }
 
-void scale_each(const TensorList& list, py::handle factors) {
+void scale_each(TensorList& list, py::handle factors) {
   require(list.on_cpu(), "tensors must be on the CPU");
+  list.require_writable();
+  list.refresh();
   const size_t count = list.tensors().size();
   const TensorView view = numbers(factors, "factors", DType::kF64, static_cast<int64_t>(count));
   const double* values = static_cast<const double*>(view.data);

@@ -27,7 +27,7 @@ void grad_norms(TensorList& list, const std::vector<double>& orders, py::handle 
 void scale_grads(TensorList& list, double factor);
 
 // Each tensor by a factor of its own (float64, [tensors]); moves the versions of those it writes.
-void scale_each(const TensorList& list, py::handle factors);
+void scale_each(TensorList& list, py::handle factors);
 
 // Lists, measures and, with a `max_norm`, clips: the norm as a tensor. In one call, since a call's
 // Python has gone cold from one training step to the next, and then takes 40 us. Where this is not

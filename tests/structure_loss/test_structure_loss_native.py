@@ -88,3 +88,23 @@ def test_the_core_checks_what_the_total_writes(wrong):
     arguments[index] = value
     with pytest.raises(ValueError, match=r"must|wrong|only"):
         native.core.structure_loss_total(*arguments)
+
+
+@needs_native
+def test_denormal_gradients_are_flushed_in_every_thread_or_in_none():
+    xs, m = scene((8, 1, 64, 64))
+    upstream = torch.full((1, 8, 1), 1e-37)  # times under 1e-2 for each pixel
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        kept = run(by_owner, xs, m, upstream=upstream)[1][0]
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this processor flushes no denormal numbers")
+        flushed = run(by_owner, xs, m, upstream=upstream)[1][0].clone()
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)
+    smallest = torch.finfo(torch.float32).smallest_normal
+    denormal = (kept != 0) & (kept.abs() < smallest)
+    assert denormal.flatten(1).any(1).all()  # some in every image, so on every thread
+    assert not flushed[denormal].any()

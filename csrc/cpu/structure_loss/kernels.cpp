@@ -6,6 +6,7 @@
 
 #include "cpu/structure_loss/sums.h"
 #include "cpu/structure_loss/weights.h"
+#include "cpu/vector/float_mode.h"
 #include "openmp.h"
 
 namespace fastclip::cpu::FASTCLIP_ISA {
@@ -265,6 +266,7 @@ template <class AnyBand>
 void run(const LossPass& pass) {
 #pragma omp parallel num_threads(pass.threads) if (pass.threads > 1)
   {
+    const FloatModeOf same(pass.float_mode);
     AnyBand band(pass, pass.scratch + omp_get_thread_num() * pass.scratch_bytes);
     const int64_t units = pass.images * pass.bands;
     if (pass.work == LossWork::kBoth) {

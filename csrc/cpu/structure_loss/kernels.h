@@ -61,6 +61,7 @@ struct LossPass {
   char* scratch;            // [threads][scratch_bytes], 128-byte aligned
   int64_t scratch_bytes;
   int threads;
+  uint64_t float_mode;  // the caller's
 };
 
 // Bytes of row buffers for one thread, enough at every level and dtype.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/structure_loss/sums.h"
+#include "cpu/vector/float_mode.h"
 #include "openmp.h"
 
 namespace fastclip::cpu {
@@ -73,6 +74,7 @@ void StructureLoss::run(LossPass& pass) const {
   const bool small = images * height * width * pass.head_count < kSerialPixels;
   pass.threads =
       small ? 1 : static_cast<int>(std::min<int64_t>(max_threads(), images * pass.bands));
+  pass.float_mode = float_mode();
   pass.scratch_bytes = loss_scratch_bytes(pass);
   struct alignas(128) Line {
     char bytes[128];
