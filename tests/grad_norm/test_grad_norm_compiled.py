@@ -83,10 +83,10 @@ def test_norm_and_scaling_by_it_equal_eager(backend):
 @needs_native
 def test_inductor_scales_the_gradients_where_they_lie(monkeypatch):
     seen = []
-    collect = compiled.collect
+    collect = compiled.collect_in_op
     monkeypatch.setattr(
         compiled,
-        "collect",
+        "collect_in_op",
         lambda grads, **kw: (seen.extend(g.data_ptr() for g in grads), collect(grads, **kw))[1],
     )
     ours = parameters()

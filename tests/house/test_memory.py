@@ -84,14 +84,17 @@ def test_calls_from_several_threads_at_once():
 
 def test_references_are_released():
     tensors = [torch.ones(10) for _ in range(100)]
-    gc.collect()
-    before = len(gc.get_objects())
-    for _ in range(20):
-        fastclip.get_total_norm(tensors)
-        with pytest.raises(RuntimeError):
-            fastclip.get_total_norm([*tensors, torch.zeros(1, dtype=torch.int64)])
-    gc.collect()
-    assert len(gc.get_objects()) - before < 100
+    growth = []
+    for _ in range(3):  # other threads of the process make objects too, but not at each try
+        gc.collect()
+        before = len(gc.get_objects())
+        for _ in range(20):
+            fastclip.get_total_norm(tensors)
+            with pytest.raises(RuntimeError):
+                fastclip.get_total_norm([*tensors, torch.zeros(1, dtype=torch.int64)])
+        gc.collect()
+        growth.append(len(gc.get_objects()) - before)
+    assert min(growth) < 20
 
 
 def test_an_exception_from_a_property_comes_through():
