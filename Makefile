@@ -50,7 +50,7 @@ train: $(VENV)/.ready
 	--schedule cosine --warmup-steps 20 --precision auto --overwrite --out '$(OUT)'
 
 check: lint
-	$(VENV)/bin/python -m pytest -q -m 'not slow'
+	$(VENV)/bin/python -m pytest -q -m 'not slow' -n 2 --dist loadfile
 
 test: lint test-wheel
 	$(VENV)/bin/python -m pytest

@@ -35,7 +35,7 @@ def cuda_on_host(tmp_path_factory):
     return cuda_on_host.extension(Path(built or tmp_path_factory.mktemp("cuda_on_host")))
 
 
-@pytest.fixture(params=[*ON_GPU, ON_HOST])
+@pytest.fixture(params=[*ON_GPU, pytest.param(ON_HOST, marks=pytest.mark.slow)])
 def backend(request, monkeypatch) -> Backend:
     """This backend of grad_norm, in the place of whichever has the GPU here."""
     import cuda_on_host

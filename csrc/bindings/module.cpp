@@ -5,7 +5,6 @@
 #include "bindings/clip_value.h"
 #include "bindings/cuda.h"
 #include "bindings/grad_norm.h"
-#include "bindings/structure_loss.h"
 #include "bindings/unit_clip.h"
 #include "tensors/python_error.h"
 #include "tensors/tensor_list.h"
@@ -13,6 +12,10 @@
 
 namespace py = pybind11;
 using fastclip::TensorList;
+
+namespace fastclip {
+void bind_structure_loss(py::module_& m);  // structure_loss.cpp
+}
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "fastclip's compiled kernels. Private: use the functions of the fastclip package.";

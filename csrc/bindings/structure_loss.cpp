@@ -1,12 +1,12 @@
-#include "bindings/structure_loss.h"
+#include "cpu/structure_loss/structure_loss.h"
 
+#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <string>
 #include <vector>
 
 #include "bindings/arguments.h"
-#include "cpu/structure_loss/structure_loss.h"
 
 namespace fastclip {
 namespace {

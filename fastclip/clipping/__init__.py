@@ -1,7 +1,8 @@
 """Gradient clipping: torch's functions, adaptive limits, inside the step, inside others' code."""
 
-from fastclip.clipping.adaptive import AutoClip
-from fastclip.clipping.agc import AGC
+from fastclip.clipping.adaptive.agc import AGC
+from fastclip.clipping.adaptive.autoclip import AutoClip
+from fastclip.clipping.adaptive.zclip import ZClip
 from fastclip.clipping.clip import (
     clip_grad_norm_,
     clip_grad_value_,
@@ -12,7 +13,6 @@ from fastclip.clipping.clip import (
 from fastclip.clipping.groups import clip_groups_
 from fastclip.clipping.patch import patch_torch, patched_torch, unpatch_torch
 from fastclip.clipping.step import clip_grads_in_step_, unscale_and_clip_grad_norm_
-from fastclip.clipping.zclip import ZClip
 
 __all__ = [
     "AGC",

@@ -7,11 +7,12 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastclip.groups import check, resume, table, thaw
+from fastclip.groups import table
 from fastclip.groups.arguments import strings
-from fastclip.groups.check import Check, params_of
 from fastclip.groups.decisions import Decision
 from fastclip.groups.names import Entry, Source, shape_of
+from fastclip.groups.optimizers import check, resume, thaw
+from fastclip.groups.optimizers.check import Check, params_of
 from fastclip.groups.patterns import Patterns, Taken
 
 _SHOWN = 3  # names of what a pattern took, under `explain`

@@ -10,7 +10,7 @@ import torch
 
 from fastclip import optimizers
 from fastclip.clipping.clip import get_total_norm
-from fastclip.norms.monitor import NormMonitor
+from fastclip.norms.monitor.monitor import NormMonitor
 
 
 class NormMonitorCallback(pl.Callback):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fastclip.norms.monitor import NormMonitor
+from fastclip.norms.monitor.monitor import NormMonitor
 
 
 class NormMonitorCallback(TrainerCallback):

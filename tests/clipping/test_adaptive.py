@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fastclip
-from fastclip.clipping.quantile import RunningQuantile
+from fastclip.clipping.adaptive.quantile import RunningQuantile
 
 pytestmark = pytest.mark.core
 

@@ -250,7 +250,7 @@ def test_bindings_refuse_tensors_that_are_not_on_a_device():
 def test_no_kernel_spills_or_leaves_registers_for_fewer_than_4_blocks(tmp_path):
     levels = ("80", "90", "100", "120")
     targets = [f"-gencode=arch=compute_{v},code=sm_{v}" for v in levels]
-    command = ["nvcc", "-std=c++17", "-O3", "-Xptxas", "-v", *targets, "-c"]
+    command = ["nvcc", "-std=c++17", "-O3", "-Xptxas", "-v", *targets, f"-I{CSRC}", "-c"]
     command += [str(CSRC / "cuda" / "grad_norm.cu"), "-o", str(tmp_path / "grad_norm.o")]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", text)

@@ -9,7 +9,10 @@ from gpu_backend import ON_HOST
 import fastclip
 
 PAGE, OLD_PAGE = 2040, 250  # tensors in one launch; where the driver is older than CUDA 12.1
-pytestmark = pytest.mark.parametrize("backend", [ON_HOST], indirect=True)
+pytestmark = [
+    pytest.mark.slow,  # builds the core a second time
+    pytest.mark.parametrize("backend", [ON_HOST], indirect=True),
+]
 
 
 @pytest.fixture

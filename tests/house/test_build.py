@@ -57,6 +57,7 @@ def test_the_report_names_the_core():
     assert fastclip.__version__ in report()
 
 
+@pytest.mark.slow  # and alone on the machine
 @pytest.mark.core
 def test_import_takes_50_ms_over_torch_at_most(tmp_path):
     code = """

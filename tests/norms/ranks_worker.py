@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 import fastclip
-from fastclip.norms import ranks
+from fastclip.norms.monitor import ranks
 
 STEPS = 3
 

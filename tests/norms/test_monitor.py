@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fastclip
-from fastclip.norms import record
+from fastclip.norms.monitor import record
 
 pytestmark = pytest.mark.core
 

@@ -5,7 +5,7 @@ import csv
 import pytest
 from doc_pages import DOCS, blocks, run
 
-from fastclip.norms.record import COLUMNS
+from fastclip.norms.monitor.record import COLUMNS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

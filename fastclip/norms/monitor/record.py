@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fastclip.norms.caller import warn
-from fastclip.norms.measure import StepMeasurement, to_host
-from fastclip.norms.sinks import CsvFile, ScalarWriter
+from fastclip.norms.monitor.caller import warn
+from fastclip.norms.monitor.measure import StepMeasurement, to_host
+from fastclip.norms.monitor.sinks import CsvFile, ScalarWriter
 
 COLUMNS = (
     *("step", "grad_norm", "grad_max", "param_norm", "update_ratio", "clip_frequency"),

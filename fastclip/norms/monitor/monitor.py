@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from fastclip import optimizers
-from fastclip.norms import checks, ranks
-from fastclip.norms.measure import StepMeasurement
+from fastclip.norms.monitor import checks, ranks
+from fastclip.norms.monitor.measure import StepMeasurement
+from fastclip.norms.monitor.observed import GradMark, Observed, as_scalar
+from fastclip.norms.monitor.record import COLUMNS, PART, Record
+from fastclip.norms.monitor.sinks import CsvFile, ScalarWriter, scalars
+from fastclip.norms.monitor.watch import By, Watch
 from fastclip.norms.named import Named
-from fastclip.norms.observed import GradMark, Observed, as_scalar
-from fastclip.norms.record import COLUMNS, PART, Record
-from fastclip.norms.sinks import CsvFile, ScalarWriter, scalars
-from fastclip.norms.watch import By, Watch
 
 _HookResult: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]] | None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastclip.clipping.adaptive import FollowsTheNorm, count, require_keys
+from fastclip.clipping.adaptive.autoclip import FollowsTheNorm, count, require_keys
 from fastclip.clipping.clip import _number
 
 _MODES = ("zscore", "percentile")

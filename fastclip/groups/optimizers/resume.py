@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from torch.optim import Optimizer
 
 from fastclip.groups.arguments import token
-from fastclip.groups.check import params_of
+from fastclip.groups.optimizers.check import params_of
 
 
 class Loaded(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastclip.clipping.adaptive.quantile import RunningQuantile
 from fastclip.clipping.clip import _number, clip_grads_with_norm_, get_total_norm
-from fastclip.clipping.quantile import RunningQuantile
 from fastclip.ops.grad_norm.backends import Grads, collect
 from fastclip.ops.grad_norm.reference import EPS
 

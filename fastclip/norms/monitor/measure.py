@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastclip.norms.observed import gpu_if_any, send
+from fastclip.norms.monitor.observed import gpu_if_any, send
 from fastclip.norms.orders import norms_of, total_of
 from fastclip.ops.grad_norm.reference import moved
 

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fastclip.norms.measure import Watched
+from fastclip.norms.monitor.measure import Watched
 from fastclip.norms.named import Named, named_pairs
 from fastclip.norms.orders import has_norm
 

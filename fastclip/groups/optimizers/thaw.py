@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
-from fastclip.groups.check import params_of
 from fastclip.groups.decisions import Decision, merge
+from fastclip.groups.optimizers.check import params_of
 from fastclip.groups.wrapped import check_ddp
 
 if TYPE_CHECKING:

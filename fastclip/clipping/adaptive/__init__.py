@@ -1,0 +1,1 @@
+"""Clippers whose limit follows training: AutoClip, ZClip, AGC."""
