@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -368,6 +370,43 @@ def test_images_of_one_patient_stay_together(tmp_path: Path) -> None:
         load_split(str(tmp_path), "val", SIZE, options=ReadOptions(group_by="patient"))
     with pytest.raises(DataError, match="no regular expression"):
         load_split(str(tmp_path), "val", SIZE, options=ReadOptions(group_by="("))
+
+
+READER = """
+import sys
+from pathlib import Path
+from fastclip.transfuse.data import load_split
+from fastclip.transfuse.data.options import ReadOptions
+
+folder, cache, barrier = map(Path, sys.argv[1:4])
+(barrier / sys.argv[4]).touch()
+while len(list(barrier.iterdir())) < 2:
+    pass
+for size in range(16, 80, 16):
+    samples = load_split(str(folder), "all", (size, size), options=ReadOptions(cache=cache))
+    print(int(samples.images.long().sum()), int(samples.masks.long().sum()))
+"""
+
+
+def test_two_processes_fill_one_cache(tmp_path: Path) -> None:
+    write(tmp_path / "set")
+    (tmp_path / "barrier").mkdir()
+    places = [str(tmp_path / name) for name in ("set", "cache", "barrier")]
+    command = [sys.executable, "-c", READER, *places]
+    both = [
+        subprocess.Popen(
+            [*command, name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for name in "ab"
+    ]
+    results = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], results
+    assert results[0][0] == results[1][0] != ""
+    entries = list((tmp_path / "cache").iterdir())
+    assert len(entries) == 4  # one a size, and nothing half made beside them
+    for size in range(16, 80, 16):
+        plain = load_split(str(tmp_path / "set"), "all", (size, size))
+        assert f"{int(plain.images.long().sum())} " in results[0][0]
 
 
 def test_the_cache_is_keyed_by_content_and_size(tmp_path: Path) -> None:

@@ -188,6 +188,17 @@ def test_weights_from_anywhere_load(tmp_path: Path, weights: Path, kind: str) ->
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items())
 
 
+def test_weights_in_a_safetensors_file_load(tmp_path: Path, weights: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    state = torch.load(weights, weights_only=True)
+    safetensors.save_file({f"module.{k}": v for k, v in state.items()}, tmp_path / "x.safetensors")
+    model, _ = load_model(tmp_path / "x.safetensors")
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items())
+    (tmp_path / "x.safetensors").write_bytes(b"not a header")
+    with pytest.raises(CheckpointError, match=r"x\.safetensors is damaged"):
+        load_model(tmp_path / "x.safetensors")
+
+
 OTHER: dict[str, tuple[Any, str]] = {
     "no config": ({"format": FORMAT, "model": "transfuse_t", "weights": None}, "lacks config"),
     "no weights": ({"format": FORMAT, "model": "transfuse_t", "config": {}}, "lacks weights"),
