@@ -18,6 +18,9 @@ NORMS = (1.0, 2.0, math.inf)
 SHAPES = [(3,), (64, 3, 7, 7), (512,), (256, 128, 3, 3), (1000, 512), (1,), (8193,)]
 ON_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "triton")]
 ON_HOST = "cuda on host"
+needs_cuda_build = pytest.mark.skipif(
+    not torch.backends.cuda.is_built(), reason="fake CUDA tensors need a torch built with CUDA"
+)
 
 
 class Backend:

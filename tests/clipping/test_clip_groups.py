@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from gpu_backend import needs_cuda_build
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -170,6 +171,7 @@ def test_wrong_arguments_are_named(given, limit, error, named):
         fastclip.clip_groups_(given, limit)
 
 
+@needs_cuda_build
 @pytest.mark.parametrize("per_parameter", [False, True])
 def test_a_gpu_is_not_waited_for(per_parameter):
     """On fake tensors, which have a device and no values: reading one would raise."""

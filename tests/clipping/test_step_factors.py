@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from gpu_backend import needs_cuda_build
 from step_optimizers import OPTIMIZERS, fill, parameters
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -77,6 +78,7 @@ def test_device_and_host_take_the_same_factor(norm, limit, scale, wide):
     assert results[1][1] == 1.0 or not skip
 
 
+@needs_cuda_build
 @pytest.mark.parametrize("name", ["adamw", "sgd", "momentum", "nesterov"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("limit", [1.0, 1e-3])
