@@ -74,6 +74,17 @@ def test_a_freed_storage_raises(name, offset, dtype):
         CALLS[name](p)
 
 
+def test_a_freed_gradient_is_found_beside_a_norm_that_no_kernel_reads():
+    class Tagged(torch.Tensor):
+        pass
+
+    p = nn.Parameter(torch.ones(1000))
+    p.grad = freed(1000)
+    for norm in (torch.tensor(9.0).as_subclass(Tagged), torch.ones(2), torch.tensor(9)):
+        with pytest.raises((ValueError, RuntimeError), match=r"storage holds 0|total_norm"):
+            fastclip.clip_grads_with_norm_([p], 1.0, norm)
+
+
 def test_a_freed_storage_is_named_by_its_place():
     grads = [torch.ones(3), torch.ones(3), freed(5)]
     with pytest.raises(ValueError, match="tensor 2 of the list needs 20 bytes"):

@@ -92,6 +92,8 @@ def clip_with_norm_(
     norm = total_norm if type(total_norm) is Tensor else plain_norm(total_norm)
     grads = None if norm is None else collect_in_op(parameters, take_grads=True)
     if norm is None or grads is None or not grads.takes(norm):
+        if native.core is not None:
+            native.core.require_memory(parameters, True)  # torch would write what was freed
         scale_ref_(parameters, max_norm, total_norm, foreach)
     elif len(grads):
         grads.clip_by_(max_norm, norm)
