@@ -61,9 +61,7 @@ def forward(
         return
     images, height, width = mask.shape[0] * mask.shape[1], *mask.shape[2:]
     area, kinds = _area(columns, mask, valid)
-    rows = ROW_BYTES // heads[0].element_size()
-    if pixel_iou:
-        rows = max(1, rows // 2)  # or its quotient of every pixel spills registers
+    rows = _rows(heads, pixel_iou)
     column_sums[(images * -(-width // STRIP_X),)](
         *(*area, min(window // 2, height - 1)),
         **kinds,
@@ -140,7 +138,7 @@ def backward(
         return
     images, height, width = mask.shape[0] * mask.shape[1], *mask.shape[2:]
     area, kinds = _area(columns, mask, valid)
-    rows = ROW_BYTES // heads[0].element_size()
+    rows = _rows(heads, pixel_iou)
     positive = columns if pos_weight is None else pos_weight.contiguous()
     for first in range(0, len(heads), MAX_HEADS):
         some = slice(first, first + MAX_HEADS)
@@ -169,6 +167,12 @@ def _padded(factors: Sequence[float]) -> list[float]:
 
 def _from(tensor: Tensor, first: int) -> Tensor:
     return tensor[first:] if first else tensor  # a view costs the host 2 us
+
+
+def _rows(heads: Sequence[Tensor], pixel_iou: bool) -> int:
+    """Rows of a program; half of them where the IoU's quotient of every pixel takes registers."""
+    rows = ROW_BYTES // heads[0].element_size()
+    return max(1, rows // 2) if pixel_iou else rows
 
 
 def _area(
