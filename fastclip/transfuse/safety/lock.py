@@ -47,6 +47,7 @@ class FolderLock:
     def __init__(self, folder: Path, say: Callable[[str], object] = print) -> None:
         self.folder, self.file, self._say = folder, folder / FILE, say
         self.me = Holder.this_process()
+        self.former: Holder | None = None  # whose end left the folder locked
         self._descriptor = self._take()
         ended = threading.Event()
         self._finish = weakref.finalize(self, _release, self.file, self.me, self._descriptor, ended)
@@ -97,6 +98,7 @@ class FolderLock:
                 raise self._refusal(holder)
         elif flock is None and holder.runs():
             raise self._refusal(holder)
+        self.former = holder
 
     def _require_alone(self) -> None:
         time.sleep(SETTLE_S)
