@@ -79,7 +79,8 @@ class Trainer:
         self.best_dice, self.best_step, self.seconds_before = -1.0, -1, 0.0
         self.saver = Saver(self.out, self.lock, config.interval(), config.keep)
         if claim.checkpoint is not None:
-            require_same_data(claim.checkpoint, self.data, self.saver.last)
+            with restoring(claim.file):
+                require_same_data(claim.checkpoint, self.data, self.saver.last)
         claim.replace_earlier()
         self.record = Record(self.out, self.val_set.source, config.tensorboard)
         self.bad_steps = BadSteps(self.model, config.max_bad_steps, self.out, self.record.say)
@@ -237,9 +238,10 @@ class Trainer:
         load_weights(self.model, content, self.saver.last)
         self.optimizer.load_state_dict(content["optimizer"])
         for name in COUNTERS:
-            setattr(self, name, content.get(name, getattr(self, name)))
+            now = getattr(self, name)
+            setattr(self, name, type(now)(content.get(name, now)))
         self.scores = {name: content[name] for name in ("dice", "loss") if name in content}
-        self.seconds_before = content["seconds"]
+        self.seconds_before = float(content["seconds"])
         self.record.restore(content["record"])
         self.bad_steps.restore(content.get("bad_steps", self.bad_steps.state()))
         torch.set_rng_state(content["rng"])
