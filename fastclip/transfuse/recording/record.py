@@ -22,11 +22,13 @@ from fastclip.transfuse.recording.pictures import write_curves, write_overlays
 from fastclip.transfuse.storage.files import write_csv
 
 LOG_EVERY = 20  # steps
+# Ctrl-C, `kill` and job schedulers, and a terminal that is closed.
+STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 LOSSES_SHOWN = 40  # steps that a shown loss is the mean of
 
 
 class StopSignals:
-    """Within this context, Ctrl-C and SIGTERM are noted; a second one raises as usual."""
+    """Within this context, Ctrl-C, SIGTERM and SIGHUP are noted; a second one raises as usual."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -34,8 +36,10 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._note)
+            for number in STOPPING:
+                # nohup has a run ignore the end of its terminal, and that stays so.
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._former[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -179,4 +183,8 @@ class StepBar:
                 self.bar.set_postfix_str(text, refresh=False)
             else:
                 self.record.say(f"step {step}: {text}")
+        self.bar.update()
+
+    def skip(self) -> None:
+        """After a step that was left out: it is counted and enters no mean."""
         self.bar.update()
