@@ -51,9 +51,9 @@ def duration(seconds: float) -> str:
 
 
 def memory_mib(device: torch.device) -> float | None:
-    """The most memory that was in use so far, MiB: of tensors on a GPU, or of this process (on MPS: what is in use).
+    """The most memory that was in use so far, MiB: of tensors on a GPU, or of this process.
 
-    None where the system does not tell.
+    On MPS, what is in use now; None where the system does not tell.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
