@@ -13,10 +13,9 @@ from typing import Any
 import needs_train  # noqa: F401
 import numpy as np
 import pytest
+import yaml
 from browser import browser
 from PIL import Image
-
-pytest.importorskip("jinja2", reason="needs fastclip-torch[train]")
 
 from fastclip.transfuse.recording.report import charts
 from fastclip.transfuse.recording.report.cases import choose
@@ -63,14 +62,14 @@ def run(tmp_path: Path) -> Path:
     for case in CASES:
         pixels = np.full((32, 120, 3), 90, np.uint8)
         Image.fromarray(pixels).save(out / "cases" / f"{case}.png")
-    about = {
-        "model": "transfuse_t",
-        "finished": "2030-01-01",
-        "best_step": 20,
-        "configuration": {"data": EVIL, "lr": 1e-3},
-        "environment": {"fastclip": "0.1.0", "processor": EVIL},
-    }
+    about = {"about": [EVIL], "best_step": 20, "environment": {"processor": EVIL}}
     (out / "report.json").write_text(json.dumps(about))
+    config = {
+        "model": "transfuse_t",
+        "data": EVIL,
+        "provenance": {"fastclip": "9.9", "commit": "abc"},
+    }
+    (out / "config.yaml").write_text(yaml.safe_dump(config))
     return out
 
 
@@ -84,6 +83,8 @@ def test_the_report_holds_what_the_run_has(run: Path) -> None:
     assert page.count("data:image/svg+xml;base64,") == 6  # four curves, norms, the histogram
     assert "6 images, median 0.6750; 1 without a score" in page
     assert "zhang2021transfuse" in page
+    assert "version = {9.9}" in page
+    assert "<td>abc</td>" in page
     assert "0.6</dd>" in page  # of the best step, not of the last
     assert "2:13:20 h" in page
     for heading in ("Worst", "In the middle", "Best"):
@@ -106,7 +107,7 @@ def test_nothing_is_fetched(run: Path) -> None:
 
 
 def test_a_run_stopped_early_has_a_report_of_what_there_is(run: Path) -> None:
-    for name in ("images.csv", "norms.csv", "report.json", "steps.csv"):
+    for name in ("images.csv", "norms.csv", "report.json", "steps.csv", "config.yaml"):
         (run / name).unlink()
     page = page_of(run)
     assert "stopped before its end" in page
@@ -123,6 +124,13 @@ def test_a_damaged_file_is_named(run: Path) -> None:
     (run / "report.json").write_text("[1, 2")
     with pytest.raises(ValueError, match=r"report\.json is damaged"):
         read_report(run)
+    (run / "config.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match=r"report\.json is damaged"):
+        read_report(run)
+    (run / "report.json").unlink()
+    with pytest.raises(ValueError, match=r"config\.yaml is damaged"):
+        read_report(run)
+    (run / "config.yaml").unlink()
     (run / "report.json").write_text("[1, 2]")
     with pytest.raises(ValueError, match=r"report\.json is damaged: it holds a list"):
         read_report(run)

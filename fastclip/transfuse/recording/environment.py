@@ -1,4 +1,4 @@
-"""What a run ran on: versions, processor, device."""
+"""What a run ran on: processor, threads, device; nothing about user or host."""
 
 from __future__ import annotations
 
@@ -6,31 +6,25 @@ import contextlib
 import os
 import platform
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
 import fastclip
 
-PACKAGES = ("torchvision", "timm", "numpy")
-
 
 def environment(device: torch.device) -> dict[str, str]:
-    """Names and values for a reader who wants to run it again; nothing about user or host."""
+    """What a reader needs to know who wants the same speed."""
     found = {
         "fastclip": fastclip.__version__,
         "torch": torch.__version__,
-        "Python": platform.python_version(),
+        "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processor": processor(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "device": device_name(device),
     }
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
     if device.type == "cuda":
         found["CUDA"] = str(torch.version.cuda or torch.version.hip)
         found["cuDNN"] = str(torch.backends.cudnn.version())

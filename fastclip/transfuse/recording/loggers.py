@@ -6,11 +6,13 @@ import importlib
 import math
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from fastclip.transfuse.config.recording import RecordingConfig
 from fastclip.transfuse.data.samples import printable
 
 WANDB_ID = "wandb-id.txt"  # of the run in --out, so that a resumed part continues it
@@ -161,6 +163,48 @@ class Loggers:
                 del self.loggers[name]
                 reason = printable(str(error) or type(error).__name__)
                 self.say(f"{name} failed and is left out from here on: {reason}")
+
+
+def open_loggers(
+    out: Path,
+    config: RecordingConfig,
+    flags: Mapping[str, Any],
+    resume: bool,
+    say: Callable[[str], None],
+) -> Loggers:
+    """The loggers that the flags of a run ask for.
+
+    Args:
+        out: folder of the run.
+        config: which ones.
+        flags: all flags of the run, to show beside its curves.
+        resume: go on with what the loggers have of the run.
+        say: prints a line for the user.
+
+    Raises:
+        ModuleNotFoundError: a logger is not installed.
+        ValueError: it does not start.
+    """
+    plain = {name: str(v) if isinstance(v, Path) else v for name, v in flags.items()}
+    started: dict[str, Logger] = {}
+    if config.tensorboard:
+        started["TensorBoard"] = TensorBoard(out)
+    if config.wandb:
+        started["wandb"] = _start("wandb", lambda: Wandb(out, config.project, plain))
+    if config.trackio:
+        start = partial(Trackio, out, config.project, plain, resume)
+        started["trackio"] = _start("trackio", start)
+    return Loggers(started, say)
+
+
+def _start(flag: str, start: Callable[[], Logger]) -> Logger:
+    try:
+        return start()
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # not logged in, no network: classes of their own
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"--{flag} does not start: {printable(first)}") from error
 
 
 def _package(name: str) -> Any:

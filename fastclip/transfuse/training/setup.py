@@ -23,6 +23,7 @@ from fastclip.transfuse.storage.files import write_csv
 RUN_FILES = (
     *("best.pt", "last.pt", "metrics.csv", "steps.csv", "curves.png", "overlays.png"),
     *("split.csv", "skipped.csv"),
+    *("norms.csv", "images.csv", "report.json", "report.html", "wandb-id.txt"),
 )
 STATE = ("step", "epoch", "batch", "validated", "seconds", "best_dice", "rng", "rng_cuda", "record")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.errors import RunError, usage_errors
 from fastclip.transfuse.measuring.evaluate import Evaluation, evaluate
 from fastclip.transfuse.network.normalise import normalise
-from fastclip.transfuse.recording.record import LOG_EVERY, Record, StopSignals
+from fastclip.transfuse.recording.bar import LOG_EVERY
+from fastclip.transfuse.recording.progress import Eta
+from fastclip.transfuse.recording.record import Record, StopSignals
 from fastclip.transfuse.storage.checkpoint import load_weights, save_checkpoint
 from fastclip.transfuse.training import setup
 from fastclip.transfuse.training.augment import steps_per_epoch, train_batches
@@ -57,7 +60,7 @@ class Trainer:
         self.validated = 0  # the step of the last validation
         self.latest: tuple[Tensor, Tensor] | None = None  # losses and norm of the last step
         self.best_dice, self.seconds_before = -1.0, 0.0
-        self.record = Record(self.out, self.val_set.source, config.tensorboard)
+        self.record = Record(self.out, self.val_set.source, config)
         self.stop = StopSignals()
         if resumed is not None:
             self._restore(resumed)
@@ -66,6 +69,13 @@ class Trainer:
                 (self.out / name).unlink(missing_ok=True)
         setup.write_split(self.out, self.train_set, self.val_set)
         self.started = time.monotonic()
+        self.record.begin(
+            self.model,
+            self.optimizer,
+            asdict(config),
+            max_norm=config.clip_norm,
+            time_left=self._time_left(),
+        )
 
     def seconds(self) -> float:
         """Time spent on this run, resumed parts together."""
@@ -84,9 +94,29 @@ class Trainer:
                 self._train_epoch()
                 if self.stop.requested or not self._finish_epoch():
                     return self._interrupted()
-        self.record.pictures(self.model, self.val_set)
+        self.record.finish(self.model, self.val_set, self.config.batch_size, self.about())
         self.record.say(f"best Dice {self.best_dice:.4f}; everything is in {self.out}")
         return 0
+
+    def _time_left(self) -> Callable[[int], float | None]:
+        eta, budget = Eta(self.step), self.budget
+        limit = budget.total_seconds
+
+        def time_left(step: int) -> float | None:
+            left = None if limit is None else limit - self.seconds()
+            return eta.seconds(step, budget.total_steps, left)
+
+        return time_left
+
+    def about(self) -> list[str]:
+        """What is trained on what, in a few words each."""
+        millions = sum(p.numel() for p in self.parameters) / 1e6
+        return [
+            f"{self.config.model}, {millions:.1f} M parameters",
+            f"{self.config.size}, {'bf16' if self.bf16 else 'fp32'} on {self.device}",
+            f"{len(self.train_set)} images of {self.train_set.source}",
+            f"{len(self.val_set)} of {self.val_set.source}",
+        ]
 
     def _train_epoch(self) -> None:
         """Go through what is left of the epoch, or of the budget."""
@@ -171,6 +201,7 @@ class Trainer:
         if result is None:
             return False
         self.record.validated(self.epoch, self.step, self.seconds(), result)
+        self.record.show(self.model, self.val_set, self.step)
         self.validated = self.step
         if self.batch >= self.per_epoch:
             self.epoch, self.batch = self.epoch + 1, 0
@@ -237,12 +268,6 @@ def run_train(config: TrainConfig) -> int:
     """`fastclip train`: the exit code."""
     with usage_errors():
         trainer = Trainer(config)
-    millions = sum(p.numel() for p in trainer.parameters) / 1e6
     trainer.record.say_all(trainer.train_set.notes + trainer.val_set.notes)
-    trainer.record.say(
-        f"{config.model}, {millions:.1f} M parameters, {trainer.config.size}, "
-        f"{'bf16' if trainer.bf16 else 'fp32'} on {trainer.device}; "
-        f"{len(trainer.train_set)} images of {trainer.train_set.source}, "
-        f"{len(trainer.val_set)} of {trainer.val_set.source}"
-    )
+    trainer.record.say("; ".join(trainer.about()))
     return trainer.fit()

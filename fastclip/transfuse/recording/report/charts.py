@@ -72,7 +72,9 @@ def lines(
                 steps, values, ".-" if few else "-", linewidth=1.2, markersize=4, gid=f"s{number}"
             )
             axes.lines[-1].set_label(plain(label))
-        axes.set(xlabel="step", ylim=ylim)
+        axes.set(xlabel="step")
+        if ylim is not None:  # None would end the scaling to what is drawn
+            axes.set_ylim(ylim)
         if log:
             axes.set_yscale("log")
         if len(drawn) > 1:

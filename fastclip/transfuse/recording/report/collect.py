@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import fastclip
 from fastclip.transfuse.data.samples import printable
 from fastclip.transfuse.recording.progress import duration
 from fastclip.transfuse.recording.report import charts
@@ -31,8 +32,8 @@ def read_report(folder: Path) -> Report:
     """Everything that the page shows, of a run that has validated once at least.
 
     Args:
-        folder: the run's --out: metrics.csv, and of steps.csv, norms.csv, images.csv, cases/ and
-            report.json what there is.
+        folder: the run's --out: metrics.csv, and of steps.csv, norms.csv, images.csv, cases/,
+            config.yaml and report.json what there is.
 
     Raises:
         ValueError: it holds no metrics.csv; a file is damaged.
@@ -46,15 +47,17 @@ def read_report(folder: Path) -> Report:
         read_rows(folder / f"{name}.csv") for name in ("steps", "norms", "images")
     )
     about = _read_json(folder / "report.json")
+    configuration, provenance = read_config(folder / "config.yaml")
+    environment = {**provenance, **about.get("environment", {})}
     report = Report(
-        title=f"{about.get('model', 'TransFuse')}: {metrics[-1].get('data', '')}",
-        about=str(about.get("finished", "")),
+        title=f"{configuration.get('model', 'TransFuse')}: {metrics[-1].get('data', '')}",
+        about=" · ".join(map(str, about.get("about", []))),
         tiles=tiles(metrics, about),
         curves=curves(steps, metrics),
         wide_curves=layer_norms(norms),
-        configuration=_pairs(about.get("configuration", {})),
-        environment=_pairs(about.get("environment", {})),
-        citations=citations(str(about.get("environment", {}).get("fastclip", ""))),
+        configuration=_pairs(configuration),
+        environment=_pairs(environment),
+        citations=citations(str(environment.get("fastclip", fastclip.__version__))),
         missing="" if images else MISSING,
     )
     if images:
@@ -78,6 +81,20 @@ def read_rows(file: Path) -> list[Row]:
             raise ValueError(f"{printable(file)} is damaged: {error}") from error
 
 
+def read_config(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Flags of a run's config.yaml, and what it tells of how the run came about."""
+    import yaml
+
+    if not file.is_file():
+        return {}, {}
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{printable(file)} is damaged: {printable(str(error))}") from error
+    flags = _as_dict(content, file)
+    return flags, _as_dict(flags.pop("provenance", {}), file)
+
+
 def tiles(metrics: Sequence[Row], about: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the run came to, in a few numbers: those of the checkpoint that it kept as best."""
     step = str(about.get("best_step", ""))
@@ -90,7 +107,7 @@ def tiles(metrics: Sequence[Row], about: Mapping[str, Any]) -> list[tuple[str, s
     found.append(("steps", last.get("step", "")))
     if math.isfinite(seconds := _number(last.get("seconds", ""))):
         found.append(("time", duration(seconds)))
-    return found + [(str(k), str(v)) for k, v in about.get("numbers", {}).items()]
+    return found
 
 
 def curves(steps: Sequence[Row], metrics: Sequence[Row]) -> list[Chart]:
@@ -155,6 +172,10 @@ def _read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{printable(file)} is damaged: {error}") from error
+    return _as_dict(content, file)
+
+
+def _as_dict(content: Any, file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{printable(file)} is damaged: it holds a {type(content).__name__}")
     return content
