@@ -37,6 +37,11 @@ COMMANDS = {
         f"{TRANSFUSE}.config.prediction:PredictConfig",
         f"{TRANSFUSE}.prediction.predict:run_predict",
     ),
+    "report": Command(
+        "make report.html of a run again, of a stopped one too",
+        f"{TRANSFUSE}.config.recording:ReportConfig",
+        f"{TRANSFUSE}.recording.report.write:run_report",
+    ),
     "info": Command(
         "what a folder of images and masks is understood as, before anyone trains",
         f"{TRANSFUSE}.config.preparation:InfoConfig",
