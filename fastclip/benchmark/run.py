@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -40,23 +41,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 where an argument or the model cannot be measured; one line on stderr says why.
     """
-    parsed = parser().parse_args(argv)
     try:
+        parsed = parser().parse_args(argv)
         result = measured(parsed)
         print(result.text())
         if parsed.json:
-            _written(parsed.json, result.json() + "\n")
+            parsed.json.write_text(result.json() + "\n", encoding="utf-8")
         if parsed.png:
             picture.draw(result, parsed.png)
+    except SystemExit:  # --help has been printed
+        return 0
     except (BenchmarkError, OSError) as error:
-        print(f"fastclip: error: {error}", file=sys.stderr)
+        print(f"fastclip: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Raises for a wrong argument, where argparse prints its usage and exits."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BenchmarkError(f"{message} (fastclip bench --help)")
+
+
+def parser() -> Parser:
     """The command's arguments."""
-    found = argparse.ArgumentParser(
+    found = Parser(
         prog="fastclip bench",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -131,9 +141,9 @@ def _device(asked: str | None) -> str:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    value = int(text) if text.isdecimal() else 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text!r}")
     return value
 
 
@@ -145,10 +155,6 @@ def _shape(text: str) -> tuple[int, ...]:
     if not sides or min(sides) < 1:
         raise argparse.ArgumentTypeError(f"must be like 3x224x224, got {text!r}")
     return sides
-
-
-def _written(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -119,12 +119,13 @@ def of_function(spec: str, request: Request) -> Workload:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` has it, and an installed command has not
     try:
-        build = getattr(importlib.import_module(module), name)
+        source = importlib.import_module(module)
+        build = getattr(source, name, None)
+        built = build() if callable(build) else None
     except ModuleNotFoundError as error:
         raise BenchmarkError(f"--model {spec}: {error} (looked in {os.getcwd()} too)") from error
-    except AttributeError as error:
-        raise BenchmarkError(f"--model {spec}: {error}") from error
-    built = build()
+    if not callable(build):
+        raise BenchmarkError(f"--model {spec}: {source.__file__} has no function {name!r}")
     model, batch = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if not isinstance(model, nn.Module):
         raise BenchmarkError(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastclip import cli
 from fastclip.benchmark import builtin, libraries, machine, operations, run, step, workload
 
 BUILDS = """
@@ -121,12 +122,17 @@ def test_any_optimizer_by_its_name(capsys, optimizer, in_step):
         (["--model", "bench_builds:frozen"], "no parameter requires a gradient"),
         (["--model", "bench_builds:without_gradient"], "the norm of the gradients is 0.0"),
         (["--model", "bench_builds:not_a_model"], "not_a_model() returned int; wanted are a model"),
-        (["--model", "bench_builds:nothing"], "has no attribute 'nothing'"),
+        (["--model", "bench_builds:nothing"], "bench_builds.py has no function 'nothing'"),
         (["--model", "nowhere_here:build"], "No module named 'nowhere_here'"),
         (["--model", "resnet50"], "say where it is from, as timm:resnet50, hf:resnet50 or"),
         (["--optimizer", "adamx"], "--optimizer adamx: torch.optim has adadelta, adafactor"),
         (["--optimizer", "lbfgs"], "--optimizer lbfgs: torch.optim has"),
         (["--json", "no/where.json"], "no/where.json: there is no folder"),
+        (["--input-shape=3x"], "argument --input-shape: must be like 3x224x224, got '3x'"),
+        (["--batch-size=0"], "argument --batch-size: must be at least 1, got '0'"),
+        (["--batch-size=x"], "argument --batch-size: must be at least 1, got 'x'"),
+        (["--dtype=int8"], "argument --dtype: invalid choice: 'int8'"),
+        (["--modle", "x"], "unrecognized arguments: --modle x"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_by_name(capsys, arguments, message):
@@ -140,10 +146,12 @@ def test_a_device_that_is_not_there(capsys):
     assert "finds no CUDA device here" in refused(capsys, "--device", "cuda")
 
 
-@pytest.mark.parametrize("argument", ["--input-shape=3x", "--batch-size=0", "--dtype=int8"])
-def test_arguments_of_a_wrong_form(argument):
-    with pytest.raises(SystemExit):
-        run.main([argument])
+def test_the_help_teaches_and_the_command_is_one_of_fastclips(capsys):
+    assert cli.main(["bench", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "fastclip bench --model timm:resnet50" in out
+    assert cli.main(["bench", "--model", "bench_builds:with_batch", "--seconds", "1"]) == 0
+    assert "Verdict" in capsys.readouterr().out
 
 
 def test_without_a_model_single_calls_are_measured_too(capsys, monkeypatch):

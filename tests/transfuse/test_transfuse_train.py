@@ -18,16 +18,17 @@ import pytest
 import torch
 
 from fastclip.transfuse import ARCHITECTURES
-from fastclip.transfuse.checkpoint import (
+from fastclip.transfuse.config.checks import uses_bf16
+from fastclip.transfuse.config.train import TrainConfig
+from fastclip.transfuse.data.synthetic import synthetic_samples
+from fastclip.transfuse.errors import RunError
+from fastclip.transfuse.measuring.evaluate import evaluate
+from fastclip.transfuse.storage.checkpoint import (
     CheckpointError,
-    RunError,
     load_checkpoint,
     load_model,
 )
-from fastclip.transfuse.config import TrainConfig, uses_bf16
-from fastclip.transfuse.evaluate import evaluate
-from fastclip.transfuse.synthetic import synthetic_samples
-from fastclip.transfuse.train import Trainer
+from fastclip.transfuse.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,6 @@ from torchvision.transforms import v2
 
 from fastclip.transfuse.data.samples import Samples
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
-
 
 def published_augmentation() -> v2.Transform:
     """Shift and scale by up to 15 %, rotation by up to 25 degrees, colour jitter, flips."""
@@ -28,14 +26,6 @@ def published_augmentation() -> v2.Transform:
             v2.RandomVerticalFlip(),
         ]
     )
-
-
-def normalise(images: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] -> float32, ImageNet mean and deviation, channels last."""
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
-    images = images.to(memory_format=torch.channels_last)
-    return (images.float() / 255 - mean) / std
 
 
 def mix_seed(seed: int, epoch: int, row: int) -> int:

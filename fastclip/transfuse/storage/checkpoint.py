@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastclip.transfuse.config import TrainConfig
+from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data.samples import printable
-from fastclip.transfuse.factory import create_model
-from fastclip.transfuse.files import RunError, write_file
-from fastclip.transfuse.model import ARCHITECTURES, TransFuse
-
-__all__ = ["CheckpointError", "RunError", "load_checkpoint", "load_model", "save_checkpoint"]
+from fastclip.transfuse.network.factory import create_model
+from fastclip.transfuse.network.model import ARCHITECTURES, TransFuse
+from fastclip.transfuse.storage.files import write_file
 
 FORMAT = "fastclip.transfuse/1"
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")

@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastclip.transfuse.data.samples import Samples, printable
-from fastclip.transfuse.evaluate import Evaluation
-from fastclip.transfuse.files import write_csv
-from fastclip.transfuse.model import TransFuse
-from fastclip.transfuse.pictures import write_curves, write_overlays
+from fastclip.transfuse.measuring.evaluate import Evaluation
+from fastclip.transfuse.network.model import TransFuse
+from fastclip.transfuse.recording.pictures import write_curves, write_overlays
+from fastclip.transfuse.storage.files import write_csv
 
 LOG_EVERY = 20  # steps
 LOSSES_SHOWN = 40  # steps that a shown loss is the mean of

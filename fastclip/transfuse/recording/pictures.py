@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastclip.transfuse.augment import normalise
 from fastclip.transfuse.data.samples import Samples
-from fastclip.transfuse.files import write_file
-from fastclip.transfuse.model import TransFuse
+from fastclip.transfuse.network.model import TransFuse
+from fastclip.transfuse.network.normalise import normalise
+from fastclip.transfuse.storage.files import write_file
 
 TRUTH, PREDICTION = (60, 180, 75), (230, 60, 60)
 # Okabe and Ito, "Color Universal Design": told apart by the colour-blind too.

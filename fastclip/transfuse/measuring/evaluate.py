@@ -10,22 +10,19 @@ import torch
 from torch import Tensor
 
 import fastclip
-from fastclip.transfuse.augment import normalise
-from fastclip.transfuse.checkpoint import load_model, trained_config
-from fastclip.transfuse.config import (
-    EvaluateConfig,
-    TrainConfig,
-    image_size,
-    torch_device,
-    usage_errors,
-)
-from fastclip.transfuse.config_data import MASK_FLAGS, DataConfig
+from fastclip.transfuse.config.checks import image_size, torch_device
+from fastclip.transfuse.config.data import MASK_FLAGS, DataConfig
+from fastclip.transfuse.config.evaluation import EvaluateConfig
+from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data.load import load_split
 from fastclip.transfuse.data.samples import Samples, Size, printable
-from fastclip.transfuse.files import write_csv
-from fastclip.transfuse.metrics import Scores, binary_scores
-from fastclip.transfuse.model import TransFuse
-from fastclip.transfuse.synthetic import synthetic_samples
+from fastclip.transfuse.data.synthetic import synthetic_samples
+from fastclip.transfuse.errors import usage_errors
+from fastclip.transfuse.measuring.metrics import Scores, binary_scores
+from fastclip.transfuse.network.model import TransFuse
+from fastclip.transfuse.network.normalise import normalise
+from fastclip.transfuse.storage.checkpoint import load_model, trained_config
+from fastclip.transfuse.storage.files import write_csv
 
 
 class Evaluation(NamedTuple):
@@ -135,8 +132,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
     """`fastclip evaluate`: print one line (and one per data set), write a CSV where asked for."""
     with usage_errors():
         device = torch_device(config.device)
-        if config.batch_size < 1:
-            raise ValueError(f"--batch-size must be at least 1, got {config.batch_size}")
+        config.check()
         model, content = load_model(config.checkpoint, config.model)
         trained = trained_config(content)
         config = _as_trained(config, trained)

@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 import fastclip
-from fastclip.transfuse import setup
-from fastclip.transfuse.augment import normalise, steps_per_epoch, train_batches
-from fastclip.transfuse.checkpoint import RunError, load_weights, save_checkpoint
-from fastclip.transfuse.config import TrainConfig, image_size, torch_device, usage_errors, uses_bf16
-from fastclip.transfuse.evaluate import Evaluation, evaluate
-from fastclip.transfuse.objective import HEAD_WEIGHTS, head_losses
-from fastclip.transfuse.record import LOG_EVERY, Record, StopSignals
-from fastclip.transfuse.schedule import Budget, lr_factor
+from fastclip.transfuse.config.checks import image_size, torch_device, uses_bf16
+from fastclip.transfuse.config.train import TrainConfig
+from fastclip.transfuse.errors import RunError, usage_errors
+from fastclip.transfuse.measuring.evaluate import Evaluation, evaluate
+from fastclip.transfuse.network.normalise import normalise
+from fastclip.transfuse.recording.record import LOG_EVERY, Record, StopSignals
+from fastclip.transfuse.storage.checkpoint import load_weights, save_checkpoint
+from fastclip.transfuse.training import setup
+from fastclip.transfuse.training.augment import steps_per_epoch, train_batches
+from fastclip.transfuse.training.objective import HEAD_WEIGHTS, head_losses
+from fastclip.transfuse.training.schedule import Budget, lr_factor
 
 INTERRUPTED = 130
 

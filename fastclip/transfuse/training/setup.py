@@ -10,28 +10,21 @@ from typing import Any
 import torch
 
 import fastclip
-from fastclip.transfuse.checkpoint import CheckpointError, load_checkpoint, require
-from fastclip.transfuse.config import TrainConfig
+from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data.samples import Samples, Size
 from fastclip.transfuse.data.split import read_split
-from fastclip.transfuse.evaluate import load_samples
-from fastclip.transfuse.factory import create_model
-from fastclip.transfuse.files import write_csv
-from fastclip.transfuse.model import TransFuse
-from fastclip.transfuse.pretrained import load_backbones
+from fastclip.transfuse.measuring.evaluate import load_samples
+from fastclip.transfuse.network.factory import create_model
+from fastclip.transfuse.network.model import TransFuse
+from fastclip.transfuse.network.pretrained import load_backbones
+from fastclip.transfuse.storage.checkpoint import CheckpointError, load_checkpoint, require
+from fastclip.transfuse.storage.files import write_csv
 
 RUN_FILES = (
     *("best.pt", "last.pt", "metrics.csv", "steps.csv", "curves.png", "overlays.png"),
     *("split.csv", "skipped.csv"),
 )
 STATE = ("step", "epoch", "batch", "validated", "seconds", "best_dice", "rng", "rng_cuda", "record")
-# What a resumed run must share with the first part, to be its continuation.
-SAME_ON_RESUME = (
-    *("data", "model", "size", "batch_size", "lr", "optimizer", "weight_decay", "schedule"),
-    *("warmup_steps", "clip_norm", "augment", "val_fraction", "synthetic_images", "precision"),
-    *("seed", "mask_colors", "classes", "instances", "invert", "ignore", "soft", "intensity"),
-    *("skip_bad", "fold", "group_by"),
-)
 
 
 def claim_folder(config: TrainConfig) -> tuple[Path, dict[str, Any] | None]:
@@ -65,7 +58,7 @@ def _require_same(content: dict[str, Any], config: TrainConfig, file: Path) -> N
     if "optimizer" not in content:
         raise CheckpointError(f"{file} holds no optimizer state: resume from a last.pt")
     require(content, file, "model", "weights", "config", *STATE)
-    for key in SAME_ON_RESUME:
+    for key in TrainConfig.SAME_ON_RESUME:
         new = asdict(config)[key]
         # What the version that wrote the file did not have was as the default is.
         old = content["config"].get(key, getattr(TrainConfig, key))

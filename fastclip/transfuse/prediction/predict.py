@@ -13,17 +13,19 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from fastclip.transfuse.augment import normalise
-from fastclip.transfuse.checkpoint import load_model, trained_config
-from fastclip.transfuse.config import PredictConfig, image_size, torch_device, usage_errors
+from fastclip.transfuse.config.checks import image_size, torch_device
+from fastclip.transfuse.config.prediction import PredictConfig
 from fastclip.transfuse.data.decoder import in_threads, resize
 from fastclip.transfuse.data.formats import Plane
 from fastclip.transfuse.data.images import read_image
 from fastclip.transfuse.data.options import Intensity
 from fastclip.transfuse.data.samples import DataError, Size, printable
-from fastclip.transfuse.inputs import find_images
-from fastclip.transfuse.model import TransFuse
-from fastclip.transfuse.pictures import PREDICTION, tint_all, write_png
+from fastclip.transfuse.errors import usage_errors
+from fastclip.transfuse.network.model import TransFuse
+from fastclip.transfuse.network.normalise import normalise
+from fastclip.transfuse.prediction.inputs import find_images
+from fastclip.transfuse.recording.pictures import PREDICTION, tint_all, write_png
+from fastclip.transfuse.storage.checkpoint import load_model, trained_config
 
 ENDINGS = {"masks": "_mask.png", "probabilities": "_prob.png", "overlays": "_overlay.png"}
 FLIPS = ((), (3,), (2,), (2, 3))  # axes of [B, C, H, W]
@@ -138,12 +140,7 @@ def run_predict(config: PredictConfig) -> int:
     """`fastclip predict`: results of all images that can be read; 1 where any cannot."""
     with usage_errors():
         device = torch_device(config.device)
-        if not 0 < config.threshold < 1:
-            raise ValueError(f"--threshold must be between 0 and 1, got {config.threshold}")
-        if config.batch_size < 1:
-            raise ValueError(f"--batch-size must be at least 1, got {config.batch_size}")
-        if not config.save:
-            raise ValueError(f"--save must name some of {', '.join(ENDINGS)}")
+        config.check()
         found = find_images(config.images, config.out, config.recursive)
         model, content = load_model(config.checkpoint, config.model)
         trained = trained_config(content)

@@ -20,7 +20,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from fastclip.transfuse.blocks import BiFusion, Conv, Up
+from fastclip.transfuse.network.blocks import BiFusion, Conv, Up
 
 PATCH = 16
 

@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fastclip.transfuse.data.samples import printable
-
-
-class RunError(RuntimeError):
-    """The work cannot go on; what was written before stands."""
+from fastclip.transfuse.errors import RunError
 
 
 def write_file(file: Path, write: Callable[[BinaryIO], object]) -> None:

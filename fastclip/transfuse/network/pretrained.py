@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastclip.transfuse.model import TransFuse, resize_pos_embed
+from fastclip.transfuse.network.model import TransFuse, resize_pos_embed
 
 Weights = Mapping[str, Tensor] | str | Path
 

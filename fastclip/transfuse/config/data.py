@@ -1,15 +1,15 @@
-"""What the command line asks for about data: the flags that train, evaluate and info share."""
+"""Flags about data: how files are read, what is held out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
+from fastclip.transfuse.config.checks import require, require_at_least
 from fastclip.transfuse.data.options import MaskOptions, ReadOptions, parse_fold
 
 MASK_FLAGS = ("mask_colors", "classes", "instances", "invert", "ignore", "soft")
-DATASETS = ("kvasir-seg", "cvc-clinicdb", "isic2017", "isic2018", "pranet")
 
 
 @dataclass(kw_only=True)
@@ -72,24 +72,26 @@ class DataConfig:
 
 
 @dataclass(kw_only=True)
-class InfoConfig(DataConfig):
-    """What a data set is understood as: layout, splits, what masks hold, what was skipped."""
+class TrainingDataConfig(DataConfig):
+    """What is learned from, how files are read, and what is held out for validation."""
 
-    sheet: Path | None = None
-    """PNG for twelve overlays of masks on images; None is data_sheet.png in this folder."""
-    samples: int = 64
-    """Files per split that are decoded; 0 decodes all of them."""
+    SAME_ON_RESUME: ClassVar[tuple[str, ...]] = (
+        *("data", "intensity", "skip_bad", "fold", "group_by", "val_fraction", "synthetic_images"),
+        *MASK_FLAGS,
+    )
+
+    data: str | tuple[str, ...] = "synthetic"
+    """Folder or folders of images and masks in any layout of docs/data.md, e.g. images/ and masks/
+    alone or in train/ and val/; a .csv or .txt of image,mask[,split]; a COCO .json; or the word
+    'synthetic' for lesion-like images made on the fly."""
     val_fraction: float = 0.1
-    """Share of the images held out where the data has no val of its own."""
-    seed: int = 0
-    """Seed of the split."""
+    """Share of the images held out where the data has no val of its own; a name stays on its side
+    when others are added."""
+    synthetic_images: int = 512
+    """Training images of --data synthetic; an eighth as many are made for validation."""
 
-
-@dataclass(kw_only=True)
-class DownloadConfig:
-    """Fetch a public data set, check its digest and unpack it."""
-
-    name: Literal["kvasir-seg", "cvc-clinicdb", "isic2017", "isic2018", "pranet"]
-    """Which one."""
-    out: Path = Path("data")
-    """Folder that gets a folder of the set's name."""
+    def check(self) -> None:
+        """Raise ValueError with the flag, its value and what was expected."""
+        self.read_options()
+        require_at_least(self, 1, "synthetic_images")
+        require(self, "val_fraction", 0 < self.val_fraction < 1, "between 0 and 1")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastclip.transfuse.config import usage_errors
-from fastclip.transfuse.config_data import DownloadConfig
+from fastclip.transfuse.config.preparation import DownloadConfig
 from fastclip.transfuse.data import layouts
 from fastclip.transfuse.data.archives import fetch, unpack
 from fastclip.transfuse.data.load import describe
 from fastclip.transfuse.data.public import PUBLIC_SETS, PublicSet
 from fastclip.transfuse.data.samples import printable
+from fastclip.transfuse.errors import usage_errors
 
 
 def run_download(config: DownloadConfig) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fastclip.transfuse.model import TransFuse, architecture
-from fastclip.transfuse.pretrained import load_backbones
+from fastclip.transfuse.network.model import TransFuse, architecture
+from fastclip.transfuse.network.pretrained import load_backbones
 
 
 def create_model(name: str, num_classes: int = 1, pretrained: bool = False) -> TransFuse:

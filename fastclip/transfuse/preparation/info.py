@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastclip.transfuse.config import usage_errors
-from fastclip.transfuse.config_data import InfoConfig
+from fastclip.transfuse.config.preparation import InfoConfig
 from fastclip.transfuse.data.decoder import OneSample, in_threads, read_sample
 from fastclip.transfuse.data.load import describe, find_all, skipped_notes, source_name
 from fastclip.transfuse.data.names import Found, Item
@@ -15,7 +14,8 @@ from fastclip.transfuse.data.options import ReadOptions
 from fastclip.transfuse.data.samples import LISTED, DataError, Size, printable
 from fastclip.transfuse.data.split import Partition, select
 from fastclip.transfuse.data.summary import Report, check_set, summarise
-from fastclip.transfuse.pictures import TRUTH, tint_all, write_png
+from fastclip.transfuse.errors import usage_errors
+from fastclip.transfuse.recording.pictures import TRUTH, tint_all, write_png
 
 SIZE: Size = (192, 256)  # of the overlays
 OVERLAYS, COLUMNS = 12, 4
