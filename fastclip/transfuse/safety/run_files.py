@@ -11,7 +11,7 @@ KEPT = re.compile(r"step-(\d{8,})\.pt")
 NAMES = (
     *RESULTS,
     *("split.csv", "skipped.csv", "config.yaml", "curves.png", "overlays.png"),
-    *("report.html", "trace.json"),
+    *("norms.csv", "images.csv", "report.json", "report.html", "wandb-id.txt", "trace.json"),
 )
 PATTERNS = (
     KEPT,
@@ -19,6 +19,10 @@ PATTERNS = (
     # What a process that was killed has left beside a file.
     re.compile(rf"\.({'|'.join(map(re.escape, NAMES))}|{KEPT.pattern})\.\d+-[0-9a-f]{{8}}\.part"),
 )
+
+
+CASES = "cases"  # folder of the report's pictures
+CASE = re.compile(r"(worst|median|best)-\d+\.png")
 
 
 def kept_checkpoints(folder: Path) -> dict[int, Path]:
@@ -36,7 +40,9 @@ def written_files(folder: Path) -> list[Path]:
     """
     first = [folder / name for name in NAMES]
     others = sorted(f for f in folder.iterdir() if any(p.fullmatch(f.name) for p in PATTERNS))
-    return [f for f in (*first[:1], *others, *first[1:]) if f.is_file() or f.is_symlink()]
+    cases = sorted(f for f in (folder / CASES).glob("*.png") if CASE.fullmatch(f.name))
+    written = (*first[:1], *others, *first[1:], *cases)
+    return [file for file in written if file.is_file() or file.is_symlink()]
 
 
 def results(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,24 @@ import torch
 from torch import Tensor
 
 import fastclip
-from fastclip.transfuse.config.checks import image_size, torch_device, uses_bf16
+from fastclip.transfuse.config.checks import (
+    image_size,
+    require_one_process,
+    torch_device,
+    uses_bf16,
+)
 from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data.samples import Size
 from fastclip.transfuse.errors import usage_errors
 from fastclip.transfuse.measuring.evaluate import evaluate
 from fastclip.transfuse.network.normalise import normalise
+from fastclip.transfuse.recording.progress import Eta
 from fastclip.transfuse.recording.record import Record, StopSignals
 from fastclip.transfuse.safety.bad_steps import BadSteps
 from fastclip.transfuse.safety.claim import Claim, claim_folder
 from fastclip.transfuse.safety.continuation import (
     budget_flags,
+    data_digest,
     require_same_data,
     restoring,
     sample_digests,
@@ -29,6 +37,7 @@ from fastclip.transfuse.safety.continuation import (
 from fastclip.transfuse.safety.failures import explained
 from fastclip.transfuse.safety.saving import Saver
 from fastclip.transfuse.storage.checkpoint import load_weights
+from fastclip.transfuse.storage.provenance import write_config
 from fastclip.transfuse.training import setup
 from fastclip.transfuse.training.augment import steps_per_epoch, train_batches
 from fastclip.transfuse.training.objective import HEAD_WEIGHTS, head_losses
@@ -50,6 +59,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig) -> None:
         config.check()
+        require_one_process()
         size = image_size(config.size, config.model)
         self.config = config = replace(config, size=f"{size[0]}x{size[1]}")
         self.device = torch_device(config.device)
@@ -82,18 +92,37 @@ class Trainer:
             with restoring(claim.file):
                 require_same_data(claim.checkpoint, self.data, self.saver.last)
         claim.replace_earlier()
-        self.record = Record(self.out, self.val_set.source, config.tensorboard)
+        self.record = Record(self.out, self.val_set.source, config)
         self.bad_steps = BadSteps(self.model, config.max_bad_steps, self.out, self.record.say)
         self.stop = StopSignals()
         if claim.checkpoint is not None:
             with restoring(claim.file):
                 self._restore(claim.checkpoint)
         setup.write_split(self.out, self.train_set, self.val_set)
+        write_config(self.out / "config.yaml", config, **self._made_from())
         self.started = time.monotonic()
+        self.record.begin(
+            self.model,
+            self.optimizer,
+            asdict(config),
+            max_norm=config.clip_norm,
+            time_left=self._time_left(),
+        )
 
     def seconds(self) -> float:
         """Time spent on this run, resumed parts together."""
         return self.seconds_before + time.monotonic() - self.started
+
+    def _made_from(self) -> dict[str, Any]:
+        """What describes the run beside its flags."""
+        return {
+            "data": {
+                "digest": data_digest(self.data),
+                "images": {"train": len(self.train_set), "val": len(self.val_set)},
+            },
+            "device": str(self.device),
+            "precision": "bf16" if self.bf16 else "fp32",
+        }
 
     def fit(self) -> int:
         """Train to the end of the budget; 0, or 130 where a signal ended it early.
@@ -114,11 +143,31 @@ class Trainer:
             self._train_epoch()
             if self.stop.requested or not self._finish_epoch():
                 return self._interrupted()
-        self.record.pictures(self.model, self.val_set)
+        self.record.finish(self.model, self.val_set, self.config.batch_size, self.about())
         if self.bad_steps.total:
             self.record.say(f"{self.bad_steps.total} steps were not finite and left out")
         self.record.say(f"best Dice {self.best_dice:.4f}; everything is in {self.out}")
         return 0
+
+    def _time_left(self) -> Callable[[int], float | None]:
+        eta, budget = Eta(self.step), self.budget
+        limit = budget.total_seconds
+
+        def time_left(step: int) -> float | None:
+            left = None if limit is None else limit - self.seconds()
+            return eta.seconds(step, budget.total_steps, left)
+
+        return time_left
+
+    def about(self) -> list[str]:
+        """What is trained on what, in a few words each."""
+        millions = sum(p.numel() for p in self.parameters) / 1e6
+        return [
+            f"{self.config.model}, {millions:.1f} M parameters",
+            f"{self.config.size}, {'bf16' if self.bf16 else 'fp32'} on {self.device}",
+            f"{len(self.train_set)} images of {self.train_set.source}",
+            f"{len(self.val_set)} of {self.val_set.source}",
+        ]
 
     def _train_epoch(self) -> None:
         """Go through what is left of the epoch, or of the budget."""
@@ -198,6 +247,7 @@ class Trainer:
         if result is None:
             return False
         self.record.validated(self.epoch, self.step, self.seconds(), result)
+        self.record.show(self.model, self.val_set, self.step)
         self.validated = self.step
         if self.batch >= self.per_epoch:
             self.epoch, self.batch = self.epoch + 1, 0
@@ -269,12 +319,6 @@ def run_train(config: TrainConfig) -> int:
     """`fastclip train`: the exit code."""
     with usage_errors(), explained():
         trainer = Trainer(config)
-    millions = sum(p.numel() for p in trainer.parameters) / 1e6
     trainer.record.say_all(trainer.train_set.notes + trainer.val_set.notes)
-    trainer.record.say(
-        f"{config.model}, {millions:.1f} M parameters, {trainer.config.size}, "
-        f"{'bf16' if trainer.bf16 else 'fp32'} on {trainer.device}; "
-        f"{len(trainer.train_set)} images of {trainer.train_set.source}, "
-        f"{len(trainer.val_set)} of {trainer.val_set.source}"
-    )
+    trainer.record.say("; ".join(trainer.about()))
     return trainer.fit()
