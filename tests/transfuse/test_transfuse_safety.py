@@ -268,7 +268,7 @@ def test_data_are_compared_by_what_they_are(
     Image.fromarray(pixels).save(mask)
     with pytest.raises(CheckpointError, match=rf"other train images .*1 of \d differ: {trained}"):
         Trainer(tiny(out, data="moved", resume=True))
-    with pytest.raises(ValueError, match="other train images or masks .names differ"):
+    with pytest.raises(ValueError, match=r"other train images or masks .names differ"):
         Trainer(tiny(out, resume=True))
     (tmp_path / "moved" / "masks" / f"{trained}.png").unlink()
     (tmp_path / "moved" / "images" / f"{trained}.png").unlink()
