@@ -22,7 +22,7 @@ from torch import Tensor
 
 import fastclip
 from fastclip.transfuse.data import load_split
-from fastclip.transfuse.synthetic import synthetic_samples
+from fastclip.transfuse.data.synthetic import synthetic_samples
 
 SIZE = (192, 256)  # H, W: TransFuse's
 PIXELS = SIZE[0] * SIZE[1]

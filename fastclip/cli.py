@@ -1,25 +1,69 @@
-"""The `fastclip` command: what runs here, and the TransFuse trainer."""
+"""The `fastclip` command: what runs here, the TransFuse trainer, and the benchmark."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
 import sys
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from fastclip.distribution import install_hint, overwritten
 
+
+class Command(NamedTuple):
+    """A command: its line of help, and `module:name` of its configuration and of its work.
+
+    Without a configuration the work takes the arguments themselves.
+    """
+
+    summary: str
+    config: str
+    run: str
+
+
+TRANSFUSE = "fastclip.transfuse"
+# A configuration is a dataclass; the work takes one and returns the exit code. Modules are imported
+# only when their command runs.
 COMMANDS = {
-    "train": "train a TransFuse on a folder of images and masks, or on synthetic ones",
-    "evaluate": "loss, Dice, IoU and accuracy of a checkpoint",
-    "predict": "masks and overlays for images",
-    "info": "what a folder of images and masks is understood as, before anyone trains",
-    "download": "fetch a public data set",
+    "train": Command(
+        "train a TransFuse on a folder of images and masks, or on synthetic ones",
+        f"{TRANSFUSE}.config.train:TrainConfig",
+        f"{TRANSFUSE}.training.trainer:run_train",
+    ),
+    "evaluate": Command(
+        "loss, Dice, IoU and accuracy of a checkpoint",
+        f"{TRANSFUSE}.config.evaluation:EvaluateConfig",
+        f"{TRANSFUSE}.measuring.evaluate:run_evaluate",
+    ),
+    "predict": Command(
+        "masks and overlays for images",
+        f"{TRANSFUSE}.config.prediction:PredictConfig",
+        f"{TRANSFUSE}.prediction.predict:run_predict",
+    ),
+    "report": Command(
+        "make report.html of a run again, of a stopped one too",
+        f"{TRANSFUSE}.config.recording:ReportConfig",
+        f"{TRANSFUSE}.recording.report.write:run_report",
+    ),
+    "info": Command(
+        "what a folder of images and masks is understood as, before anyone trains",
+        f"{TRANSFUSE}.config.preparation:InfoConfig",
+        f"{TRANSFUSE}.preparation.info:run_info",
+    ),
+    "download": Command(
+        "fetch a public data set",
+        f"{TRANSFUSE}.config.preparation:DownloadConfig",
+        f"{TRANSFUSE}.preparation.download:run_download",
+    ),
+    "bench": Command(
+        "torch against fastclip on this machine, in a training step of your model",
+        "",
+        "fastclip.benchmark.run:main",
+    ),
 }
 USAGE = "usage: fastclip [{}] [--help]\n\n{}\n\nWithout a command: {}".format(
     " | ".join(COMMANDS),
-    "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items()),
+    "\n".join(f"  {name:10}{command.summary}" for name, command in COMMANDS.items()),
     "versions, and which implementation of each op is in use.",
 )
 HINT = "fastclip --help lists the commands."
@@ -71,38 +115,31 @@ def _dispatch(arguments: list[str]) -> int:
     return _run(command, arguments[1:])
 
 
-def _run(command: str, arguments: list[str]) -> int:
-    import tyro
-
-    from fastclip.transfuse import config, config_data
-    from fastclip.transfuse.files import RunError
-
-    name = f"{command.capitalize()}Config"
-    kind = getattr(config, name, None) or getattr(config_data, name)
-    errors = io.StringIO()
+def _run(name: str, arguments: list[str]) -> int:
+    command = COMMANDS[name]
     try:
-        with contextlib.redirect_stderr(errors):
-            parsed = tyro.cli(kind, prog=f"fastclip {command}", args=arguments)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            return 0
-        return _fail(_one_line(errors.getvalue()), 2)
-    work = importlib.import_module(f"fastclip.transfuse.{command}")
+        if not command.config:
+            return int(_load(command.run)(arguments))
+        return _configured(name, command, arguments)
+    except Exception as error:
+        # Errors that are the user's to mend say which exit code they mean.
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        return _fail(str(error), code)
+
+
+def _configured(name: str, command: Command, arguments: list[str]) -> int:
+    from fastclip.arguments.flags import HelpShown
+    from fastclip.arguments.parse import parse
+
     try:
-        return getattr(work, f"run_{command}")(parsed)
-    except config.UsageError as error:
-        return _fail(str(error), 2)
-    except RunError as error:
-        return _fail(str(error), 1)
+        config = parse(_load(command.config), name, arguments)
+    except HelpShown:
+        return 0
+    return int(_load(command.run)(config))
 
 
-def _one_line(box: str) -> str:
-    """The text of a tyro error box, without frame, title and the help text of the argument."""
-    kept = []
-    for line in box.splitlines():
-        text = line.strip(" │|")
-        if text.startswith(("Argument helptext", "For full helptext")):
-            break
-        if text and not text.startswith(("╭", "╰", "─")):
-            kept.append(text)
-    return " ".join(kept) or box
+def _load(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,9 +1,9 @@
 """Reference application: TransFuse for medical image segmentation, trained with fastclip."""
 
 try:
-    from fastclip.transfuse.factory import create_model
-    from fastclip.transfuse.model import ARCHITECTURES, TransFuse
-    from fastclip.transfuse.pretrained import load_backbones
+    from fastclip.transfuse.network.factory import create_model
+    from fastclip.transfuse.network.model import ARCHITECTURES, TransFuse
+    from fastclip.transfuse.network.pretrained import load_backbones
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"fastclip.transfuse needs {error.name}: pip install 'fastclip-torch[train]'",

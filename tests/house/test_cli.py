@@ -52,7 +52,7 @@ def test_an_unknown_command_gets_the_choices(capsys: pytest.CaptureFixture[str])
     err = capsys.readouterr().err
     assert err == (
         "fastclip: error: unknown command 'trian': choose from train, evaluate, predict, "
-        "info, download\n"
+        "report, info, download, bench\n"
     )
 
 
@@ -116,7 +116,7 @@ def one_thread() -> Iterator[None]:
 def test_train_evaluate_predict(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from PIL import Image
 
-    from fastclip.transfuse.synthetic import synthetic_samples
+    from fastclip.transfuse.data.synthetic import synthetic_samples
 
     run, best = tmp_path / "run", str(tmp_path / "run" / "best.pt")
     train = ["train", "--data", "synthetic", "--model", "transfuse_t", "--size", "32x48"]
@@ -163,7 +163,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.usefixtures("needs_extra")
 def test_a_fault_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    import fastclip.transfuse.predict as predict
+    import fastclip.transfuse.prediction.predict as predict
 
     def fault(config: Any) -> int:
         raise builtins.ZeroDivisionError("fault")

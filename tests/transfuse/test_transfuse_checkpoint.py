@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fastclip.transfuse import create_model
-from fastclip.transfuse.checkpoint import (
+from fastclip.transfuse.errors import RunError
+from fastclip.transfuse.storage.checkpoint import (
     CheckpointError,
-    RunError,
     load_checkpoint,
     load_model,
     save_checkpoint,

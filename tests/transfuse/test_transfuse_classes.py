@@ -17,12 +17,12 @@ from pairs import SIZE, write
 from PIL import Image
 
 from fastclip.cli import main
-from fastclip.transfuse.checkpoint import CheckpointError
-from fastclip.transfuse.config import TrainConfig
+from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data import DataError
-from fastclip.transfuse.metrics import binary_scores
-from fastclip.transfuse.objective import head_losses
-from fastclip.transfuse.train import Trainer
+from fastclip.transfuse.measuring.metrics import binary_scores
+from fastclip.transfuse.storage.checkpoint import CheckpointError
+from fastclip.transfuse.training.objective import head_losses
+from fastclip.transfuse.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fastclip.transfuse.augment import normalise, steps_per_epoch, train_batches
 from fastclip.transfuse.data import DataError, Samples, load_split
-from fastclip.transfuse.synthetic import synthetic_samples
+from fastclip.transfuse.data.synthetic import synthetic_samples
+from fastclip.transfuse.network.normalise import normalise
+from fastclip.transfuse.training.augment import steps_per_epoch, train_batches
 
 SIZE = (32, 48)
 

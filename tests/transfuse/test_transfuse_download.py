@@ -18,7 +18,7 @@ from fastclip.transfuse.data.archives import fetch, unpack
 from fastclip.transfuse.data.formats import optional
 from fastclip.transfuse.data.public import PUBLIC_SETS, Archive, PublicSet
 from fastclip.transfuse.data.samples import DataError
-from fastclip.transfuse.download import download
+from fastclip.transfuse.preparation.download import download
 
 
 def zipped(entries: dict[str, bytes]) -> bytes:

@@ -16,13 +16,13 @@ import pytest
 from pairs import SIZE, gray, pair, truths, write
 from PIL import Image
 
-from fastclip.transfuse.config import TrainConfig
-from fastclip.transfuse.config_data import InfoConfig
+from fastclip.transfuse.config.preparation import InfoConfig
+from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data import DataError, load_split
 from fastclip.transfuse.data.layouts import find
 from fastclip.transfuse.data.options import ReadOptions
-from fastclip.transfuse.info import run_info
-from fastclip.transfuse.train import Trainer
+from fastclip.transfuse.preparation.info import run_info
+from fastclip.transfuse.training.trainer import Trainer
 
 Split = dict[str | None, int]
 

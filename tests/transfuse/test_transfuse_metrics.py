@@ -6,8 +6,8 @@ import needs_train  # noqa: F401
 import pytest
 import torch
 
-from fastclip.transfuse.metrics import binary_scores
-from fastclip.transfuse.schedule import Budget, lr_factor
+from fastclip.transfuse.measuring.metrics import binary_scores
+from fastclip.transfuse.training.schedule import Budget, lr_factor
 
 
 def test_scores_by_hand() -> None:

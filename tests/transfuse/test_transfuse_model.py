@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastclip.transfuse import create_model
-from fastclip.transfuse.blocks import Residual, Up
+from fastclip.transfuse.network.blocks import Residual, Up
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -118,7 +118,7 @@ def test_position_embedding_starts_random_and_follows_the_grid() -> None:
     model = create_model("transfuse_t")
     assert 0.015 < model.transformer.pos_embed.std() < 0.025
     model.transformer.pos_embed.data.fill_(3.0)
-    from fastclip.transfuse.model import resize_pos_embed
+    from fastclip.transfuse.network.model import resize_pos_embed
 
     resized = resize_pos_embed(model.transformer.pos_embed, (6, 8), (14, 5))
     assert resized.shape == (1, 70, 192)

@@ -16,9 +16,10 @@ from PIL import Image
 
 from fastclip.cli import main
 from fastclip.transfuse import create_model
-from fastclip.transfuse.checkpoint import FORMAT, CheckpointError, load_model
-from fastclip.transfuse.files import RunError, write_file
-from fastclip.transfuse.predict import predict_probabilities
+from fastclip.transfuse.errors import RunError
+from fastclip.transfuse.prediction.predict import predict_probabilities
+from fastclip.transfuse.storage.checkpoint import FORMAT, CheckpointError, load_model
+from fastclip.transfuse.storage.files import write_file
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import torch
 import torchvision
 
 from fastclip.transfuse import create_model, load_backbones
-from fastclip.transfuse.model import TransFuse
+from fastclip.transfuse.network.model import TransFuse
 
 Weights = dict[str, torch.Tensor]
 

@@ -18,16 +18,17 @@ import pytest
 import torch
 
 from fastclip.transfuse import ARCHITECTURES
-from fastclip.transfuse.checkpoint import (
+from fastclip.transfuse.config.checks import uses_bf16
+from fastclip.transfuse.config.train import TrainConfig
+from fastclip.transfuse.data.synthetic import synthetic_samples
+from fastclip.transfuse.errors import RunError
+from fastclip.transfuse.measuring.evaluate import evaluate
+from fastclip.transfuse.storage.checkpoint import (
     CheckpointError,
-    RunError,
     load_checkpoint,
     load_model,
 )
-from fastclip.transfuse.config import TrainConfig, uses_bf16
-from fastclip.transfuse.evaluate import evaluate
-from fastclip.transfuse.synthetic import synthetic_samples
-from fastclip.transfuse.train import Trainer
+from fastclip.transfuse.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +71,8 @@ def test_a_run_writes_everything_and_says_it_is_synthetic(
     assert trainer.fit() == 0
     files = {file.name for file in tmp_path.iterdir()}
     assert files == {
-        *("best.pt", "last.pt", "metrics.csv", "steps.csv", "curves.png", "overlays.png")
+        *("best.pt", "last.pt", "metrics.csv", "steps.csv", "curves.png", "overlays.png"),
+        *("config.yaml", "images.csv", "cases", "report.json", "report.html", "norms.csv"),
     }
     (row,) = csv.DictReader((tmp_path / "metrics.csv").open())
     assert row["step"] == "3"
@@ -174,12 +176,12 @@ def test_resume_refuses_another_run(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights(tmp_path: Path) -> None:
     Trainer(tiny(tmp_path, max_steps=1)).fit()
     before = (tmp_path / "last.pt").read_bytes()
-    trainer = Trainer(tiny(tmp_path, resume=True))
+    trainer = Trainer(tiny(tmp_path, resume=True, max_bad_steps=0))
     weight = trainer.model.final_2[1].conv.weight
     kept = trainer.model.up1.conv.double_conv[0].weight.clone()
     with torch.no_grad():
         weight.fill_(float("nan"))
-    with pytest.raises(RunError, match=r"not finite at step 1: loss of map_2 nan.*lower --lr"):
+    with pytest.raises(RunError, match=r"step 2 is not finite: loss nan .*lower --lr"):
         trainer.fit()
     assert torch.equal(trainer.model.up1.conv.double_conv[0].weight, kept)
     assert (tmp_path / "last.pt").read_bytes() == before

@@ -1,0 +1,1 @@
+"""Metrics, and models measured on data sets."""

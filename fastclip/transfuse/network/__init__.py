@@ -1,0 +1,1 @@
+"""TransFuse: blocks, network, pretrained weights."""

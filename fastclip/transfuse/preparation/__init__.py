@@ -1,0 +1,1 @@
+"""Before training: fetch a data set, look at it."""
