@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "bindings/arguments.h"
+#include "bindings/threads.h"
 #include "cuda/grad_norm.h"
 
 namespace fastclip {
@@ -79,7 +80,7 @@ void cuda_grad_norm(TensorList& list, double p, double max_norm, bool scale, py:
   result.optimizer =
       static_cast<float*>(typed_buffer(list, optimizer, "optimizer", DType::kF32, 2));
   const cuda::Queue queue = queue_of(list);
-  py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   cuda::grad_norm(list.chunks(), p, max_norm, result, queue);
   if (scale) {
     cuda::scale_grads(list.chunks(), max_norm, {result.work + 1, DType::kF64, 0}, queue);
@@ -99,7 +100,7 @@ void cuda_scale_grads(TensorList& list, double max_norm, py::handle norm) {
     known.dtype = view.dtype;
   }
   const cuda::Queue queue = queue_of(list);
-  py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   cuda::scale_grads(list.chunks(), max_norm, known, queue);
 }
 
