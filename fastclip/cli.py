@@ -112,21 +112,27 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _run(name: str, arguments: list[str]) -> int:
     command = COMMANDS[name]
-    if not command.config:
-        return int(_load(command.run)(arguments))
-    from fastclip import arguments as parser
-
     try:
-        config = parser.parse(_load(command.config), name, arguments)
-        return int(_load(command.run)(config))
-    except parser.HelpShown:
-        return 0
+        if not command.config:
+            return int(_load(command.run)(arguments))
+        return _configured(name, command, arguments)
     except Exception as error:
         # Errors that are the user's to mend say which exit code they mean.
         code = getattr(error, "exit_code", None)
         if code is None:
             raise
         return _fail(str(error), code)
+
+
+def _configured(name: str, command: Command, arguments: list[str]) -> int:
+    from fastclip.arguments.flags import HelpShown
+    from fastclip.arguments.parse import parse
+
+    try:
+        config = parse(_load(command.config), name, arguments)
+    except HelpShown:
+        return 0
+    return int(_load(command.run)(config))
 
 
 def _load(path: str) -> Any:
