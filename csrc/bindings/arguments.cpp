@@ -33,6 +33,7 @@ py::dict build_info() {
 #else
   info["openmp"] = 0;
 #endif
+  info["cuda"] = FASTCLIP_CUDA != 0;
   return info;
 }
 
