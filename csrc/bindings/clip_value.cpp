@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "bindings/threads.h"
 #include "cpu/clip_value/clip_value.h"
 
 namespace fastclip {
@@ -26,7 +27,7 @@ py::list clip_values(py::handle parameters, double limit) {
   list.require_writable();
   std::vector<bool> is_written;
   {
-    py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     is_written = cpu::clip_values(list, limit);
   }
   py::list written;

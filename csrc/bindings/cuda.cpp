@@ -4,6 +4,7 @@
 
 #include "bindings/arguments.h"
 #include "bindings/clip_value.h"
+#include "bindings/threads.h"
 #include "cuda/grad_norm.h"
 
 namespace fastclip {
@@ -79,7 +80,7 @@ void cuda_grad_norm(TensorList& list, double p, double max_norm, bool scale, py:
       static_cast<double*>(typed_buffer(list, per_tensor, "per_tensor", DType::kF64, tensors));
   const void* divisors = typed_buffer(list, units, "units", DType::kF64, tensors);
   const cuda::Queue queue = queue_of(list);
-  py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   cuda::grad_norm(list.chunks(), p, max_norm, result, static_cast<const double*>(divisors), queue);
   if (scale) {
     const cuda::Multiplier multiplier{
@@ -108,7 +109,7 @@ void multiply(TensorList& list, cuda::Factor factor, double max_norm, py::handle
     multiplier.dtype = view.dtype;
   }
   const cuda::Queue queue = queue_of(list);
-  py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   cuda::scale_grads(list.chunks(), multiplier, queue);
 }
 
@@ -133,7 +134,7 @@ void cuda_clamp(TensorList& list, double limit) {
   list.require_writable();
   list.refresh();
   const cuda::Queue queue = queue_of(list);
-  py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   cuda::clamp_grads(list.chunks(), limit, queue);
 }
 

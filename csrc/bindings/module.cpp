@@ -5,6 +5,7 @@
 #include "bindings/clip_value.h"
 #include "bindings/cuda.h"
 #include "bindings/grad_norm.h"
+#include "bindings/threads.h"
 #include "bindings/unit_clip.h"
 #include "tensors/python_error.h"
 #include "tensors/tensor_list.h"
@@ -42,6 +43,8 @@ PYBIND11_MODULE(_native, m) {
     fastclip::bind_torch(tensor.ptr(), parameter.ptr(), increment_version.ptr(), inference.ptr(),
                          normal.ptr());
   });
+  m.def("bind_threads", &fastclip::bind_threads);
+  m.def("thread_limits", &fastclip::thread_limits_of, py::arg("root") = "");
   m.def("require_memory", [](py::handle tensors, bool take_grads) {
     fastclip::require_memory(tensors.ptr(), take_grads);
   });

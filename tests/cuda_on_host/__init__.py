@@ -64,7 +64,7 @@ def _build_extension(folder: Path, library: Path) -> None:
 
     includes = [f"-isystem{sysconfig.get_path('include')}", f"-isystem{pybind11.get_include()}"]
     defines = ["-DFASTCLIP_X86_LEVELS=0", "-DFASTCLIP_ISA=baseline", "-DFASTCLIP_CUDA=1"]
-    flags = ["-fopenmp", "-fvisibility=hidden", "-Wno-psabi", *includes, *defines]
+    flags = ["-pthread", "-fvisibility=hidden", "-Wno-psabi", *includes, *defines]
     sources = sorted(CSRC.glob("**/*.cpp"))
     compiled = [
         [*flags, "-c", path, "-o", folder / f"{'.'.join(path.relative_to(CSRC).parts)}.o"]
@@ -74,7 +74,7 @@ def _build_extension(folder: Path, library: Path) -> None:
     compiled += [["-c", path, "-o", folder / f"{path.stem}.o"] for path in own]
     with ThreadPool(2) as pool:
         pool.map(_run, compiled)
-    _run(["-shared", "-fopenmp", *(call[-1] for call in compiled), "-o", library])
+    _run(["-shared", "-pthread", *(call[-1] for call in compiled), "-o", library])
 
 
 def install(module: ModuleType, patch: pytest.MonkeyPatch) -> None:

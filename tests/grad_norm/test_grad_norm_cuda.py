@@ -54,6 +54,7 @@ def test_mixed_dtypes_and_empty_tensors_take_one_launch(kernels, p):
     [(n, 13000, PAGE) for n in (OLD_PAGE + 1, PAGE, PAGE + 1, 5000)]
     + [(n, 12000, OLD_PAGE) for n in (OLD_PAGE - 1, OLD_PAGE, OLD_PAGE + 1, 2 * OLD_PAGE, PAGE)],
 )
+@pytest.mark.slow
 def test_lists_over_one_page(kernels, count, driver, page):
     kernels.library.set_driver(driver)
     tensors = [randn(1 + i % 5, DTYPES[i % 4], seed=i) for i in range(count)]

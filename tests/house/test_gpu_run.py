@@ -68,12 +68,14 @@ def test_failures_cost_their_items_alone(run):
     assert [e["rows"] for e in supervise.entries(journal) if "rows" in e] == [[1]] * 4
 
 
+@pytest.mark.slow
 def test_what_hangs_is_named_and_the_rest_goes_on(run):
     outcome, _ = run(["hangs", "ok"], item_seconds=4)
     assert outcome.failed == {"hangs": "hung for 4 s"}
     assert outcome.passed == ["ok"]
 
 
+@pytest.mark.slow
 def test_the_clock_keeps_what_was_found(run):
     outcome, _ = run(["ok 1", "hangs", "ok 2"], seconds=4)
     assert outcome.passed == ["ok 1"]
@@ -92,6 +94,7 @@ def test_a_worker_that_does_not_start_is_an_error(tmp_path):
     assert "no_such_module" in journal.with_suffix(".log").read_text()
 
 
+@pytest.mark.slow
 def test_pytest_outcomes_reach_the_journal(tmp_path):
     tests = tmp_path / "test_some.py"
     tests.write_text(
