@@ -53,6 +53,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("cuda_work_size", &fastclip::cuda_work_size);
   m.def("cuda_grad_norm", &fastclip::cuda_grad_norm);
   m.def("cuda_scale_grads", &fastclip::cuda_scale_grads);
+  m.def("cuda_multiply", &fastclip::cuda_multiply);
+  m.def("cuda_scale_each", &fastclip::cuda_scale_each);
+  m.def("cuda_clamp", &fastclip::cuda_clamp);
   m.def("grad_norm", &fastclip::grad_norm);
   m.def("grad_norms", &fastclip::grad_norms);
   m.def("scale_grads", &fastclip::scale_grads);

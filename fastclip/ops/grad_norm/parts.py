@@ -110,7 +110,7 @@ class GradParts:
         self._parts = parts
         self._backend_of = backend_of
         self._count = len(tensors)
-        self._device = next(part.device for part in parts if 0 in part.indices)
+        self.device = next(part.device for part in parts if 0 in part.indices)
         dtypes = [{t.dtype for t in part.locals} for part in parts]
         self.dtype = functools.reduce(torch.promote_types, set().union(*dtypes))
         self._has_empty = any(t.numel() == 0 for t in tensors)
@@ -135,7 +135,7 @@ class GradParts:
         if p not in self._known:
             norms = [part.wholes(self._backend_of).norm(p).view(1) for part in self._parts]
             norms = self._reduced(norms, p)
-            self._known[p] = norm_of(torch.cat([moved(n, self._device) for n in norms]), p)
+            self._known[p] = norm_of(torch.cat([moved(n, self.device) for n in norms]), p)
         return self._known[p]
 
     def total_norm(self, p: float) -> Tensor:
@@ -169,11 +169,9 @@ class GradParts:
         for part, near in self._each(factor.detach()):
             part.write(functools.partial(_scale, factor=near))
 
-    def step_factors(self, max_norm: float, p: float) -> tuple[Tensor, Tensor, Tensor]:
-        """(the norm, 1 / factor, 1 where the norm is not finite): a fused step's inputs."""
-        norm = self.exact_norm(p)
-        inverse = 1 / factor_of(max_norm, norm)
-        return self.total_norm(p), inverse.float(), 1 - norm.isfinite().float()
+    def norm_and_factor(self, max_norm: float, p: float) -> tuple[Tensor, Tensor]:
+        """(the norm, the factor that clips to `max_norm`, float64)"""
+        return self.total_norm(p), factor_of(max_norm, self.exact_norm(p))
 
     def _reduced(self, norms: list[Tensor], p: float) -> list[Tensor]:
         groups = [part.groups for part in self._parts]
@@ -181,8 +179,8 @@ class GradParts:
 
     def _in_order(self, rows: list[list[Tensor]]) -> Tensor:
         order = torch.tensor([i for part in self._parts for i in part.indices]).argsort()
-        flat = [torch.cat([moved(n, self._device) for n in row]) for row in rows]
-        return torch.stack(flat)[:, moved(order, self._device)]
+        flat = [torch.cat([moved(n, self.device) for n in row]) for row in rows]
+        return torch.stack(flat)[:, moved(order, self.device)]
 
     def _each(self, number: Tensor) -> Iterator[tuple[Part, Tensor]]:
         self._known.clear()
