@@ -5,6 +5,7 @@
 #include "bindings/clip_value.h"
 #include "bindings/cuda.h"
 #include "bindings/grad_norm.h"
+#include "bindings/sorting.h"
 #include "bindings/threads.h"
 #include "bindings/unit_clip.h"
 #include "tensors/python_error.h"
@@ -48,6 +49,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("require_memory", [](py::handle tensors, bool take_grads) {
     fastclip::require_memory(tensors.ptr(), take_grads);
   });
+  m.def("sort_tensors", &fastclip::sort_tensors);
   m.def("build_info", &fastclip::build_info);
   m.def("cuda_why_not", &fastclip::cuda_why_not);
   m.def("cuda_work_size", &fastclip::cuda_work_size);

@@ -97,7 +97,7 @@ def step_inputs(
 def measurable(parameters: list[Tensor], p: float) -> Grads | None:
     """The gradients, where there are some and kernels have a share in measuring them."""
     grads = collect(parameters, take_grads=True)
-    return grads if grads is not None and len(grads) and grads.has_norm(p) else None
+    return grads if grads and grads.has_norm(p) else None
 
 
 def _is_on_gpu(grads: Grads | None) -> TypeGuard[GpuGrads | GradParts]:

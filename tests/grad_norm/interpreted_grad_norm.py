@@ -9,8 +9,13 @@ import torch
 
 pytest.importorskip("triton")
 
+<<<<<<< HEAD
 from fastclip.kernels.grad_norm.launch import LONG, SHORT
 from fastclip.ops.grad_norm import backends, parts
+=======
+from fastclip.kernels.grad_norm.launch import CHUNK
+from fastclip.ops.grad_norm import backends, part, parts
+>>>>>>> sharded
 from fastclip.ops.grad_norm.tensor_list import DTYPES, PythonTensorList
 from fastclip.ops.grad_norm.triton import TritonGrads
 
@@ -219,11 +224,13 @@ def test_a_part_beside_another_owners(p):
         except NotImplementedError:
             return None
 
-    first = parts.Part(torch.device("cpu"), (), [1], [z])
+    device = torch.device("cpu")
+    first, second = part.Part(device, None), part.Part(device, None)
+    first.add([1], [z], [z], [], 2)
+    second.add([0, 2], [x, y], [x, y], [], 5)
     first.share([z], backends._backend_of)
-    second = parts.Part(torch.device("cpu"), (), [0, 2], [x, y])
     assert second.share([x, y], own)
-    grads = parts.GradParts([x, z, y], [first, second], own)
+    grads = parts.GradParts([first, second], own)
     exact = exact_norm([x, y, z], p)
     assert grads.total_norm(p).item() == pytest.approx(exact, rel=3e-7)
     for found, tensor in zip(grads.norms(p)[0].tolist(), (x, z, y), strict=True):

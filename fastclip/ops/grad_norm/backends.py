@@ -50,12 +50,7 @@ def collect_in_op(tensors: Iterable[Tensor], *, take_grads: bool) -> Grads | Non
 
 def collect_parts(tensors: Iterable[Tensor], take_grads: bool) -> parts.GradParts | None:
     """As `collect`, for a list that no backend takes whole."""
-    if take_grads:
-        tensors = [p.grad for p in tensors if p.grad is not None]
-    tensors = list(tensors)
-    if native.core is not None:
-        native.core.require_memory(tensors, False)  # torch would read what was freed
-    return parts.collect(tensors, _backend_of)
+    return parts.collect(list(tensors), take_grads, _backend_of)
 
 
 def require_memory(name: str, tensor: object) -> None:
