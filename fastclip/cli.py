@@ -103,13 +103,14 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    from fastclip import arguments as parser
+    from fastclip.arguments.flags import HelpShown
+    from fastclip.arguments.parse import parse
 
     command = COMMANDS[name]
     try:
-        config = parser.parse(_load(command.config), name, arguments)
+        config = parse(_load(command.config), name, arguments)
         return int(_load(command.run)(config))
-    except parser.HelpShown:
+    except HelpShown:
         return 0
     except Exception as error:
         # Errors that are the user's to mend say which exit code they mean.

@@ -71,7 +71,8 @@ def test_a_run_writes_everything_and_says_it_is_synthetic(
     assert trainer.fit() == 0
     files = {file.name for file in tmp_path.iterdir()}
     assert files == {
-        *("best.pt", "last.pt", "metrics.csv", "steps.csv", "curves.png", "overlays.png")
+        *("best.pt", "last.pt", "metrics.csv", "steps.csv", "curves.png", "overlays.png"),
+        "config.yaml",
     }
     (row,) = csv.DictReader((tmp_path / "metrics.csv").open())
     assert row["step"] == "3"

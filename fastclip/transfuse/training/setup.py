@@ -22,7 +22,7 @@ from fastclip.transfuse.storage.files import write_csv
 
 RUN_FILES = (
     *("best.pt", "last.pt", "metrics.csv", "steps.csv", "curves.png", "overlays.png"),
-    *("split.csv", "skipped.csv"),
+    *("split.csv", "skipped.csv", "config.yaml"),
 )
 STATE = ("step", "epoch", "batch", "validated", "seconds", "best_dice", "rng", "rng_cuda", "record")
 

@@ -12,13 +12,19 @@ import torch
 from torch import Tensor
 
 import fastclip
-from fastclip.transfuse.config.checks import image_size, torch_device, uses_bf16
+from fastclip.transfuse.config.checks import (
+    image_size,
+    require_one_process,
+    torch_device,
+    uses_bf16,
+)
 from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.errors import RunError, usage_errors
 from fastclip.transfuse.measuring.evaluate import Evaluation, evaluate
 from fastclip.transfuse.network.normalise import normalise
 from fastclip.transfuse.recording.record import LOG_EVERY, Record, StopSignals
 from fastclip.transfuse.storage.checkpoint import load_weights, save_checkpoint
+from fastclip.transfuse.storage.provenance import write_config
 from fastclip.transfuse.training import setup
 from fastclip.transfuse.training.augment import steps_per_epoch, train_batches
 from fastclip.transfuse.training.objective import HEAD_WEIGHTS, head_losses
@@ -38,6 +44,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig) -> None:
         config.check()
+        require_one_process()
         size = image_size(config.size, config.model)
         self.config = config = replace(config, size=f"{size[0]}x{size[1]}")
         self.device = torch_device(config.device)
@@ -65,11 +72,20 @@ class Trainer:
             for name in setup.RUN_FILES:
                 (self.out / name).unlink(missing_ok=True)
         setup.write_split(self.out, self.train_set, self.val_set)
+        write_config(self.out / "config.yaml", config, **self._made_from())
         self.started = time.monotonic()
 
     def seconds(self) -> float:
         """Time spent on this run, resumed parts together."""
         return self.seconds_before + time.monotonic() - self.started
+
+    def _made_from(self) -> dict[str, Any]:
+        """What describes the run beside its flags."""
+        return {
+            "data": {part.source: {"images": len(part)} for part in (self.train_set, self.val_set)},
+            "device": str(self.device),
+            "precision": "bf16" if self.bf16 else "fp32",
+        }
 
     def fit(self) -> int:
         """Train to the end of the budget; 0, or 130 where a signal ended it early.
