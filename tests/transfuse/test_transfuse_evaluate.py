@@ -330,6 +330,7 @@ def test_the_fields_of_a_checkpoint_are_those_of_a_run() -> None:
     assert pair(0)[0].shape[:2] == SIZE
 
 
+@pytest.mark.slow
 def test_a_fold_trains_and_is_kept(tmp_path: Path, measured: Run) -> None:
     """The three folds hold out every image once, and each checkpoint knows its own."""
     data = write(tmp_path / "set", count=15)
