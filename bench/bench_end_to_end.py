@@ -150,7 +150,7 @@ def differences(training: Training) -> dict[str, float]:
 
 
 def parts_ms(training: Training) -> dict[tuple[str, str], float]:
-    """Median milliseconds of (part, variant); one step of each variant in turns."""
+    """Median milliseconds of (part, variant); one step of each variant, interleaved."""
     keep_freed_memory()
     t, parameters = training, _parameters(training.model.train())
     variants: dict[str, tuple[Loss, Callable, Callable | None]] = {

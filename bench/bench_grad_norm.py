@@ -81,7 +81,7 @@ def bench_clip(name, dtype, clipping, benchmark):
 @pytest.mark.parametrize("clipping", [False, True], ids=["unclipped", "clipping"])
 @pytest.mark.parametrize("name", [cases.TRANSFUSE_S, "1000 x 1000"])
 def bench_optax(name, clipping, benchmark):
-    """torch and fastclip in turns, and then optax alone: `baselines.optax_ms` says why."""
+    """torch and fastclip interleaved, and then optax alone: `baselines.optax_ms` says why."""
     pytest.importorskip("optax")
     parameters = cases.BY_NAME[name].parameters((torch.float32,))
     grads = [p.grad for p in parameters]

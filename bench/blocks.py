@@ -98,10 +98,24 @@ def headline_notes() -> str:
     rewrite = row("structure_loss_cpu", "structure_loss", LOSS, "rewrite, compiled")
     ours = row("structure_loss_cpu", "structure_loss", LOSS, "fastclip")
     return (
-        f"Medians, torch {read['torch'].partition('+')[0]}, variants called in turns. A read of as "
+        f"Medians, torch {read['torch'].partition('+')[0]}, variants interleaved. A read of as "
         f"many bytes as TransFuse_S's gradients\ntakes {shown_ms(ms(read))}; the best plain-torch "
         f"rewrite of the loss, under `torch.compile`, {shown_ms(ms(rewrite))} "
-        f"({factor(rewrite, ours)} of ours).\n"
+        f"({factor(rewrite, ours)} of ours).\n{busy_sentence()}"
+    )
+
+
+def busy_sentence() -> str:
+    """The worst of the rows beside busy processes, against one thread of the same run."""
+    found: dict[str, dict[str, float]] = {}
+    for r in rows("busy_cpu"):
+        if r["case"].endswith("median"):
+            found.setdefault(r["case"], {})[r["variant"]] = ms(r)
+    alone = max(v["fastclip"] / v["fastclip, 1 thread"] for v in found.values())
+    return (
+        "Beside one, two or four busy processes on the same two cores, two threads of fastclip take "
+        f"at most\n{alone:.1f}x the time of one ([rows](bench/results/busy_cpu.csv)): a second thread "
+        "that comes late is not waited for.\n"
     )
 
 

@@ -4,7 +4,7 @@
     python bench/check.py -k 1000      # pytest's choice of benchmarks
 
 Times of another day or machine are not comparable; the ratio of fastclip to the baseline that was
-called in turns with it is, mostly. What fails is measured once more, and the better one counts.
+interleaved with it is, mostly. What fails is measured once more, and the better one counts.
 """
 
 from __future__ import annotations

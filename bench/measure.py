@@ -25,7 +25,7 @@ def interleaved_ms(
     warmup: int = 3,
     in_a_loop: int = 0,
 ) -> dict[str, float]:
-    """Median milliseconds of each variant, called in turns: `fastclip.benchmark.timing`."""
+    """Median milliseconds of each variant, interleaved: `fastclip.benchmark.timing`."""
     times = timing.interleaved(variants, repeats, warmup=warmup, in_a_loop=in_a_loop)
     return {name: timing.Time.of(samples).median_ms for name, samples in times.items()}
 
