@@ -101,7 +101,7 @@ def headline_notes() -> str:
         f"Medians, torch {read['torch'].partition('+')[0]}, variants interleaved. A read of as "
         f"many bytes as TransFuse_S's gradients\ntakes {shown_ms(ms(read))}; the best plain-torch "
         f"rewrite of the loss, under `torch.compile`, {shown_ms(ms(rewrite))} "
-        f"({factor(rewrite, ours)} of ours).\n{busy_sentence()}"
+        f"({factor(rewrite, ours)} of ours). {busy_sentence()}"
     )
 
 
@@ -113,9 +113,9 @@ def busy_sentence() -> str:
             found.setdefault(r["case"], {})[r["variant"]] = ms(r)
     alone = max(v["fastclip"] / v["fastclip, 1 thread"] for v in found.values())
     return (
-        "Beside one, two or four busy processes on the same two cores, two threads of fastclip take "
-        f"at most\n{alone:.1f}x the time of one ([rows](bench/results/busy_cpu.csv)): a second thread "
-        "that comes late is not waited for.\n"
+        "Beside one to four busy processes on its two cores, two threads take at most "
+        f"{alone:.1f}x the time\nof one ([rows](bench/results/busy_cpu.csv)): a late thread is not "
+        "waited for.\n"
     )
 
 
