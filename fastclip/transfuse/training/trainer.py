@@ -11,18 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import fastclip
-from fastclip.transfuse.config.checks import image_size, torch_device, uses_bf16
+from fastclip.transfuse.config.checks import image_size, torch_device
 from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.errors import RunError, usage_errors
 from fastclip.transfuse.measuring.evaluate import Evaluation, evaluate
-from fastclip.transfuse.network.normalise import normalise
+from fastclip.transfuse.optimization.groups import set_lr
+from fastclip.transfuse.optimization.selection import Best
 from fastclip.transfuse.recording.record import LOG_EVERY, Record, StopSignals
 from fastclip.transfuse.storage.checkpoint import load_weights, save_checkpoint
 from fastclip.transfuse.training import setup
-from fastclip.transfuse.training.augment import steps_per_epoch, train_batches
-from fastclip.transfuse.training.objective import HEAD_WEIGHTS, head_losses
-from fastclip.transfuse.training.schedule import Budget, lr_factor
+from fastclip.transfuse.training.batches import TrainingBatches
+from fastclip.transfuse.training.profile import Profile
+from fastclip.transfuse.training.schedule import Budget
+from fastclip.transfuse.training.step import Learner
 
 INTERRUPTED = 130
 
@@ -41,23 +42,27 @@ class Trainer:
         size = image_size(config.size, config.model)
         self.config = config = replace(config, size=f"{size[0]}x{size[1]}")
         self.device = torch_device(config.device)
-        self.bf16 = uses_bf16(config.precision, self.device)
         self.out, resumed = setup.claim_folder(config)
         self.train_set, self.val_set = setup.load_sets(config, size, self.out)
         torch.manual_seed(config.seed)
-        self.model = setup.build_model(config).to(self.device).to(memory_format=torch.channels_last)
-        self.optimizer = setup.build_optimizer(self.model, config)
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.per_epoch = steps_per_epoch(len(self.train_set), config.batch_size)
+        self.model, self.notes = setup.build_model(config, fresh=resumed is None)
+        self.model = self.model.to(self.device).to(memory_format=torch.channels_last)
+        self.learner = Learner(self.model, config)
+        self.optimizer = self.learner.optimizer
+        self.batches = TrainingBatches(self.train_set, config, self.device)
+        self.per_epoch = len(self.batches)
         steps = config.epochs * self.per_epoch
         seconds = config.max_time * 60 if config.max_time else None
         self.budget = Budget(min(steps, config.max_steps or steps), seconds)
-        self.head_weights = torch.tensor(HEAD_WEIGHTS, device=self.device)
+        self.schedule = setup.build_schedule(config, self.per_epoch)
         self.step = self.epoch = self.batch = 0  # batch counts within the epoch
         self.validated = 0  # the step of the last validation
         self.latest: tuple[Tensor, Tensor] | None = None  # losses and norm of the last step
-        self.best_dice, self.seconds_before = -1.0, 0.0
+        self.best, self.seconds_before = Best(config.best_by, config.patience), 0.0
         self.record = Record(self.out, self.val_set.source, config.tensorboard)
+        self.profile = Profile(
+            self.device, self.out, self.learner.measure, self.record.say, config.profile
+        )
         self.stop = StopSignals()
         if resumed is not None:
             self._restore(resumed)
@@ -66,6 +71,11 @@ class Trainer:
                 (self.out / name).unlink(missing_ok=True)
         setup.write_split(self.out, self.train_set, self.val_set)
         self.started = time.monotonic()
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Those that train now."""
+        return self.learner.parameters
 
     def seconds(self) -> float:
         """Time spent on this run, resumed parts together."""
@@ -80,29 +90,20 @@ class Trainer:
         """
         with self.stop:
             # A run stopped between its last step and that step's validation still owes it.
-            while self.validated != self.step or not self._spent():
+            while self.validated != self.step or not (self._spent() or self.best.exhausted()):
                 self._train_epoch()
                 if self.stop.requested or not self._finish_epoch():
                     return self._interrupted()
-        self.record.pictures(self.model, self.val_set)
-        self.record.say(f"best Dice {self.best_dice:.4f}; everything is in {self.out}")
+        self.record.pictures(self.learner.evaluated, self.val_set)
+        self.record.say(f"{self.best}; everything is in {self.out}")
         return 0
 
     def _train_epoch(self) -> None:
         """Go through what is left of the epoch, or of the budget."""
         if self._spent():
             return
-        config = self.config
-        batches = train_batches(
-            self.train_set,
-            config.batch_size,
-            seed=config.seed,
-            epoch=self.epoch,
-            start=self.batch,
-            augment=config.augment,
-            workers=config.workers,
-        )
-        self.model.train()
+        self.learner.begin_epoch(self.epoch)
+        batches = self.profile.fetched(self.batches.epoch(self.epoch, self.batch))
         with self.record.bar(self.epoch, self.per_epoch, self.batch) as bar:
             for images, masks in batches:
                 lr = self._set_lr()
@@ -119,43 +120,28 @@ class Trainer:
 
     def _set_lr(self) -> float:
         progress = self.budget.progress(self.step, self.seconds())
-        factor = lr_factor(self.config.schedule, self.step, self.config.warmup_steps, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * factor
+        factor = self.schedule.factor(self.step, progress)
+        set_lr(self.optimizer, factor)
         return self.config.lr * factor
 
     def train_step(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """One optimizer step.
-
-        Args:
-            images: uint8 [B, 3, H, W]. masks: uint8 [B, C, H, W], 0..255; one channel more than
-                the network has marks pixels that count nowhere.
-
-        Returns:
-            The losses of map_2, map_1 and map_x [3], and the gradient norm before clipping.
+        """One optimizer step: `Learner.step`, whose gradients are finite.
 
         Raises:
             RunError: on a CPU, loss or norm is not finite; the weights are then unchanged.
                 Elsewhere that is looked at now and then, to spare a sync per step.
         """
-        images = normalise(images.to(self.device, non_blocking=True))
-        masks = masks.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            maps = self.model(images)
-        losses = head_losses(maps, masks)
-        loss = torch.dot(losses, self.head_weights)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = fastclip.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        self.latest = self.learner.step(images, masks, self.step)
         if self.device.type == "cpu":
-            self._require_finite(losses, norm)
-        self.optimizer.step()
-        self.latest = losses.detach(), norm
+            self._require_finite(*self.latest)
         return self.latest
 
     def _require_finite(self, losses: Tensor, norm: Tensor) -> None:
+        self.learner.update.check()
         values = [*losses.tolist(), norm.item()]
-        if not all(map(math.isfinite, values)):
+        # To a loss scale, gradients that are not finite are a normal event.
+        judged = values[:3] if self.learner.update.scaler.is_enabled() else values
+        if not all(map(math.isfinite, judged)):
             text = "loss of map_2 {:.4g}, map_1 {:.4g}, map_x {:.4g}, gradient norm {:.4g}"
             raise RunError(
                 f"not finite at step {self.step}: {text.format(*values)}. Try a lower --lr; "
@@ -165,17 +151,15 @@ class Trainer:
     def _finish_epoch(self) -> bool:
         """Validate and save; False where a signal cut the validation short."""
         self._check_latest()
-        result = evaluate(
-            self.model, self.val_set, self.config.batch_size, lambda: self.stop.requested
-        )
+        model = self.learner.evaluated
+        result = evaluate(model, self.val_set, self.config.batch_size, lambda: self.stop.requested)
         if result is None:
             return False
         self.record.validated(self.epoch, self.step, self.seconds(), result)
         self.validated = self.step
         if self.batch >= self.per_epoch:
             self.epoch, self.batch = self.epoch + 1, 0
-        if result.dice > self.best_dice:
-            self.best_dice = result.dice
+        if self.best.update(result):
             save_checkpoint(self.out / "best.pt", self._content(result))
         self._save_last()
         return True
@@ -199,7 +183,7 @@ class Trainer:
         scores = {} if result is None else {"dice": result.dice, "loss": result.loss}
         return {
             "model": self.config.model,
-            "weights": self.model.state_dict(),
+            "weights": self.learner.evaluated.state_dict(),
             "config": config,
             "step": self.step,
             **scores,
@@ -208,12 +192,12 @@ class Trainer:
     def _save_last(self) -> None:
         cuda = self.device.type == "cuda"
         state = {
-            "optimizer": self.optimizer.state_dict(),
+            **self.learner.state_dict(),
             "epoch": self.epoch,
             "batch": self.batch,
             "validated": self.validated,
             "seconds": self.seconds(),
-            "best_dice": self.best_dice,
+            "best": self.best.state_dict(),
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
             "record": self.record.state(),
@@ -222,11 +206,12 @@ class Trainer:
 
     def _restore(self, content: dict[str, Any]) -> None:
         file = self.out / "last.pt"
-        load_weights(self.model, content, file)
-        self.optimizer.load_state_dict(content["optimizer"])
+        load_weights(self.learner.evaluated, content, file)
+        self.learner.load_state_dict(content)
         self.step, self.epoch, self.batch = (content[k] for k in ("step", "epoch", "batch"))
         self.validated = content["validated"]
-        self.best_dice, self.seconds_before = content["best_dice"], content["seconds"]
+        self.best.load_state_dict(content["best"])
+        self.seconds_before = content["seconds"]
         self.record.restore(content["record"])
         torch.set_rng_state(content["rng"])
         if content["rng_cuda"] is not None and self.device.type == "cuda":
@@ -237,11 +222,11 @@ def run_train(config: TrainConfig) -> int:
     """`fastclip train`: the exit code."""
     with usage_errors():
         trainer = Trainer(config)
-    millions = sum(p.numel() for p in trainer.parameters) / 1e6
-    trainer.record.say_all(trainer.train_set.notes + trainer.val_set.notes)
+    millions = sum(p.numel() for p in trainer.model.parameters()) / 1e6
+    trainer.record.say_all(trainer.train_set.notes + trainer.val_set.notes + trainer.notes)
     trainer.record.say(
         f"{config.model}, {millions:.1f} M parameters, {trainer.config.size}, "
-        f"{'bf16' if trainer.bf16 else 'fp32'} on {trainer.device}; "
+        f"{trainer.learner.precision} on {trainer.device}; "
         f"{len(trainer.train_set)} images of {trainer.train_set.source}, "
         f"{len(trainer.val_set)} of {trainer.val_set.source}"
     )
