@@ -302,7 +302,7 @@ def test_a_changed_budget_under_a_decay_is_said(
 
 
 @pytest.mark.parametrize(
-    "missing", ["step", "validated", "optimizer", "rng", "record", "best_dice", "weights", "config"]
+    "missing", ["step", "validated", "optimizer", "rng", "record", "best", "weights", "config"]
 )
 def test_a_last_pt_that_lacks_a_part_is_named(out: Path, missing: str) -> None:
     content = load_checkpoint(out / "last.pt")
@@ -319,7 +319,12 @@ def test_a_last_pt_that_lacks_a_part_is_named(out: Path, missing: str) -> None:
     [
         *(("record", {}), ("record", None), ("optimizer", {}), ("rng", torch.zeros(3))),
         *(("rng", "text"), ("data", {}), ("data", None), ("bad_steps", {}), ("seconds", None)),
-        *(("weights", {}), ("config", {"epochs": "many"}), ("step", None), ("best_dice", "high")),
+        *(
+            ("weights", {}),
+            ("config", {"epochs": "many"}),
+            ("step", None),
+            ("best", {"value": "high"}),
+        ),
     ],
 )
 def test_a_last_pt_with_a_wrong_part_is_named(out: Path, part: str, value: Any) -> None:
@@ -424,7 +429,9 @@ def test_best_pt_that_is_gone_is_said_and_made_anew(
 ) -> None:
     Trainer(tiny(tmp_path, epochs=2, max_steps=4)).fit()
     content = load_checkpoint(tmp_path / "last.pt")
-    save_checkpoint(tmp_path / "last.pt", {**content, "best_step": 3, "best_dice": 2.0})
+    save_checkpoint(
+        tmp_path / "last.pt", {**content, "best_step": 3, "best": {**content["best"], "value": 2.0}}
+    )
     (tmp_path / "best.pt").unlink()
     trainer = Trainer(tiny(tmp_path, epochs=2, resume=True))
     assert "best.pt is gone" in capsys.readouterr().out

@@ -14,8 +14,7 @@ import numpy as np
 
 from fastclip.transfuse.config.recording import RecordingConfig
 from fastclip.transfuse.data.samples import printable
-
-WANDB_ID = "wandb-id.txt"  # of the run in --out, so that a resumed part continues it
+from fastclip.transfuse.safety.run_files import WANDB_ID
 
 
 class Logger(Protocol):

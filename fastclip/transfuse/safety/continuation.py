@@ -17,7 +17,7 @@ from fastclip.transfuse.data.decoder import in_threads
 from fastclip.transfuse.data.samples import Samples, printable
 from fastclip.transfuse.storage.checkpoint import CheckpointError, require
 
-STATE = ("optimizer", "step", "epoch", "batch", "validated", "seconds", "best_dice", "rng")
+STATE = ("optimizer", "step", "epoch", "batch", "validated", "seconds", "best", "rng")
 DIGEST_BYTES = 16
 SHOWN = 4  # names that an error lists
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shutil
 from pathlib import Path
 
 CHECKPOINTS = ("last.pt", "best.pt")
 RESULTS = (*CHECKPOINTS, "metrics.csv", "steps.csv")  # the plain command does not write over them
 KEPT = re.compile(r"step-(\d{8,})\.pt")
+WANDB_ID = "wandb-id.txt"  # of the run in --out, so that a resumed part continues it
 NAMES = (
     *RESULTS,
     *("split.csv", "skipped.csv", "config.yaml", "curves.png", "overlays.png"),
     *("norms.csv", "images.csv", "report.json", "report.html", "wandb-id.txt", "trace.json"),
 )
+CASE = re.compile(r"(worst|median|best)-\d+\.png")
+WANDB_LINKS = ("latest-run", "debug.log", "debug-internal.log")
 PATTERNS = (
     KEPT,
     re.compile(r"events\.out\.tfevents\..+"),
@@ -58,6 +63,12 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def remove(files: list[Path]) -> None:
-    """Remove files, those that are gone already among them."""
+    """Remove files and folders, those that are gone already among them."""
     for file in files:
-        file.unlink(missing_ok=True)
+        if file.is_dir() and not file.is_symlink():
+            shutil.rmtree(file)
+        else:
+            file.unlink(missing_ok=True)
+    for folder in {file.parent for file in files if file.parent.name in ("cases", "wandb")}:
+        with contextlib.suppress(OSError):  # holds files of others
+            folder.rmdir()
