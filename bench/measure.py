@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import torch
 from fastclip.benchmark import timing
 from fastclip.benchmark.machine import cpu_name
 
-RESULTS = Path(__file__).parent / "results"
+COMMITTED = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("FASTCLIP_BENCH_RESULTS", COMMITTED))  # elsewhere for a comparison
 KEY = ("bench", "case", "dtype", "variant")
 COLUMNS = (*KEY, "median_ms", "speedup", "gb_per_s", "error", "torch", "device", "threads", "date")
 
@@ -67,7 +69,7 @@ def save(name: str, new: list[dict[str, object]]) -> None:
         with path.open(newline="") as file:
             kept = {tuple(row[k] for k in KEY): row for row in csv.DictReader(file)}
     kept.update({tuple(str(row[k]) for k in KEY): row for row in new})  # type: ignore[misc]
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()

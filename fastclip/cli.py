@@ -31,9 +31,9 @@ COMMANDS = {
         f"{TRANSFUSE}.training.trainer:run_train",
     ),
     "evaluate": Command(
-        "loss, Dice, IoU and accuracy of a checkpoint",
+        "Dice, IoU, distances and more of checkpoints, with intervals",
         f"{TRANSFUSE}.config.evaluation:EvaluateConfig",
-        f"{TRANSFUSE}.measuring.evaluate:run_evaluate",
+        f"{TRANSFUSE}.measuring.command:run_evaluate",
     ),
     "predict": Command(
         "masks and overlays for images",

@@ -131,7 +131,9 @@ def stop_at(trainer: Trainer, step: int) -> None:
     trainer.train_step = train_step  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("step", [3, 4, 8])  # within an epoch; at its end; at the last of all
+@pytest.mark.parametrize(  # within an epoch; at its end; at the last of all
+    "step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (4, 8))]
+)
 def test_an_interrupted_run_resumed_equals_an_uninterrupted_one(
     tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +189,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights(tmp_path: Path) -
     assert (tmp_path / "last.pt").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_time_ends_a_run_with_the_decay_complete(tmp_path: Path) -> None:
     trainer = Trainer(tiny(tmp_path, epochs=10_000, max_time=0.05, schedule="linear"))
     started = time.monotonic()
@@ -209,6 +212,7 @@ def test_every_image_counts_the_same_in_an_evaluation(tmp_path: Path) -> None:
     assert trainer.model.training
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_and_no_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fastclip", "train", "--data", "synthetic"]
     command += ["--model", "transfuse_t", "--size", "32x32", "--batch-size", "4"]
