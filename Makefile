@@ -43,11 +43,9 @@ $(VENV)/.ready: $(SOURCES) | $(VENV)/bin/pip
 	$(VENV)/bin/python -m pip install --quiet --editable '.[train,medical,dev]'
 	touch $@
 
-# Bounded by the clock, so that any machine ends in time; the schedule completes by the clock too.
+# The recipe bounds itself by the clock; this is its quick form.
 train: $(VENV)/.ready
-	$(VENV)/bin/fastclip train --data '$(DATA)' --model transfuse_t --size 96x128 --max-time 3.5 \
-	--epochs 100 --batch-size 16 --optimizer adamw --lr 3e-3 --weight-decay 0.05 \
-	--schedule cosine --warmup-steps 20 --precision auto --overwrite --out '$(OUT)'
+	$(VENV)/bin/fastclip train --config cpu-small --data '$(DATA)' --max-time 3.5 --overwrite --out '$(OUT)'
 
 check: lint
 	$(VENV)/bin/python -m pytest -q -m 'not slow' -n 2 --dist loadfile

@@ -72,7 +72,7 @@ def test_a_run_writes_everything_and_says_it_is_synthetic(
     files = {file.name for file in tmp_path.iterdir()}
     assert files == {
         *("best.pt", "last.pt", "metrics.csv", "steps.csv", "curves.png", "overlays.png"),
-        *("images.csv", "cases", "report.json", "report.html", "norms.csv"),
+        *("config.yaml", "images.csv", "cases", "report.json", "report.html", "norms.csv"),
     }
     (row,) = csv.DictReader((tmp_path / "metrics.csv").open())
     assert row["step"] == "3"

@@ -14,6 +14,20 @@ from fastclip.transfuse.config.safety import SafetyConfig
 
 
 @dataclass(kw_only=True)
+class ConfigurationConfig:
+    """Where flags come from, beside the command line."""
+
+    SAME_ON_RESUME: ClassVar[tuple[str, ...]] = ()
+
+    config: str | None = None
+    """YAML file of 'flag: value', such as the config.yaml of a run, or the name of a recipe:
+    transfuse-published, cpu-small. Flags on the command line win over it."""
+
+    def check(self) -> None:
+        """The command line has read it."""
+
+
+@dataclass(kw_only=True)
 class MachineConfig:
     """Where it runs, and the seed."""
 
@@ -32,6 +46,7 @@ class MachineConfig:
 # Subjects of `fastclip train`, in the order of its help. Each has its fields, a check of them, and
 # in SAME_ON_RESUME the names of those that a resumed run shares with its first part.
 SUBJECTS = (
+    ConfigurationConfig,
     TrainingDataConfig,
     NetworkConfig,
     OptimizationConfig,
@@ -44,6 +59,7 @@ SUBJECTS = (
 
 @dataclass(kw_only=True)
 class TrainConfig(
+    ConfigurationConfig,
     TrainingDataConfig,
     NetworkConfig,
     OptimizationConfig,

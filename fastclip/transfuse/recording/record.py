@@ -186,7 +186,9 @@ class Record:
         if self.steps and self.epochs:
             write_curves(self.out / "curves.png", self.steps, self.epochs, self.source)
         write_png(self.out / "overlays.png", sheet(model, samples))
-        if self.config.report:
+        if self.config.report and not (self.out / "best.pt").exists():
+            self.say("no report: no validation gave a Dice, and so there is no best.pt")
+        elif self.config.report:
             write_cases(self.out, samples, self.device, self.config.batch_size, about, stop)
             self.say(f"report: {write_report(self.out)}")
         self.loggers.close()

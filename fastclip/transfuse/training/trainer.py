@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 import fastclip
-from fastclip.transfuse.config.checks import image_size, torch_device, uses_bf16
+from fastclip.transfuse.config.checks import (
+    image_size,
+    require_one_process,
+    torch_device,
+    uses_bf16,
+)
 from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data.samples import Size
 from fastclip.transfuse.errors import usage_errors
@@ -23,6 +28,7 @@ from fastclip.transfuse.safety.bad_steps import BadSteps
 from fastclip.transfuse.safety.claim import Claim, claim_folder
 from fastclip.transfuse.safety.continuation import (
     budget_flags,
+    data_digest,
     require_same_data,
     restoring,
     sample_digests,
@@ -30,6 +36,7 @@ from fastclip.transfuse.safety.continuation import (
 from fastclip.transfuse.safety.failures import explained
 from fastclip.transfuse.safety.saving import Saver
 from fastclip.transfuse.storage.checkpoint import load_weights
+from fastclip.transfuse.storage.provenance import write_config
 from fastclip.transfuse.training import setup
 from fastclip.transfuse.training.augment import steps_per_epoch, train_batches
 from fastclip.transfuse.training.objective import HEAD_WEIGHTS, head_losses
@@ -51,6 +58,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig) -> None:
         config.check()
+        require_one_process()
         size = image_size(config.size, config.model)
         self.config = config = replace(config, size=f"{size[0]}x{size[1]}")
         self.device = torch_device(config.device)
@@ -80,7 +88,8 @@ class Trainer:
         self.best_dice, self.best_step, self.seconds_before = -1.0, -1, 0.0
         self.saver = Saver(self.out, self.lock, config.interval(), config.keep)
         if claim.checkpoint is not None:
-            require_same_data(claim.checkpoint, self.data, self.saver.last)
+            with restoring(claim.file):
+                require_same_data(claim.checkpoint, self.data, self.saver.last)
         claim.replace_earlier()
         self.record = Record(self.out, self.val_set.source, config)
         self.bad_steps = BadSteps(self.model, config.max_bad_steps, self.out, self.record.say)
@@ -89,6 +98,7 @@ class Trainer:
             with restoring(claim.file):
                 self._restore(claim.checkpoint)
         setup.write_split(self.out, self.train_set, self.val_set)
+        write_config(self.out / "config.yaml", config, **self._made_from())
         self.started = time.monotonic()
         eta = Eta(self.step, self.budget.total_steps, self.budget.total_seconds, self.seconds)
         self.record.begin(self.model, self.optimizer, config.clip_norm, eta)
@@ -96,6 +106,17 @@ class Trainer:
     def seconds(self) -> float:
         """Time spent on this run, resumed parts together."""
         return self.seconds_before + time.monotonic() - self.started
+
+    def _made_from(self) -> dict[str, Any]:
+        """What describes the run beside its flags."""
+        return {
+            "data": {
+                "digest": data_digest(self.data),
+                "images": {"train": len(self.train_set), "val": len(self.val_set)},
+            },
+            "device": str(self.device),
+            "precision": "bf16" if self.bf16 else "fp32",
+        }
 
     def fit(self) -> int:
         """Train to the end of the budget; 0, or 130 where a signal ended it early.
@@ -251,9 +272,10 @@ class Trainer:
         load_weights(self.model, content, self.saver.last)
         self.optimizer.load_state_dict(content["optimizer"])
         for name in COUNTERS:
-            setattr(self, name, content.get(name, getattr(self, name)))
+            now = getattr(self, name)
+            setattr(self, name, type(now)(content.get(name, now)))
         self.scores = {name: content[name] for name in ("dice", "loss") if name in content}
-        self.seconds_before = content["seconds"]
+        self.seconds_before = float(content["seconds"])
         self.record.restore(content["record"])
         self.bad_steps.restore(content.get("bad_steps", self.bad_steps.state()))
         torch.set_rng_state(content["rng"])
