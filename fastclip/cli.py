@@ -37,6 +37,11 @@ COMMANDS = {
         f"{TRANSFUSE}.config.prediction:PredictConfig",
         f"{TRANSFUSE}.prediction.predict:run_predict",
     ),
+    "export": Command(
+        "an ONNX file, or one of torch.export, of a checkpoint",
+        f"{TRANSFUSE}.config.export:ExportConfig",
+        f"{TRANSFUSE}.export.command:run_export",
+    ),
     "info": Command(
         "what a folder of images and masks is understood as, before anyone trains",
         f"{TRANSFUSE}.config.preparation:InfoConfig",
