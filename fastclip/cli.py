@@ -31,9 +31,9 @@ COMMANDS = {
         f"{TRANSFUSE}.training.trainer:run_train",
     ),
     "evaluate": Command(
-        "loss, Dice, IoU and accuracy of a checkpoint",
+        "Dice, IoU, distances and more of checkpoints, with intervals",
         f"{TRANSFUSE}.config.evaluation:EvaluateConfig",
-        f"{TRANSFUSE}.measuring.evaluate:run_evaluate",
+        f"{TRANSFUSE}.measuring.command:run_evaluate",
     ),
     "predict": Command(
         "masks and overlays for images",
@@ -44,6 +44,11 @@ COMMANDS = {
         "make report.html of a run again, of a stopped one too",
         f"{TRANSFUSE}.config.recording:ReportConfig",
         f"{TRANSFUSE}.recording.report.write:run_report",
+    ),
+    "export": Command(
+        "an ONNX file, or one of torch.export, of a checkpoint",
+        f"{TRANSFUSE}.config.export:ExportConfig",
+        f"{TRANSFUSE}.export.command:run_export",
     ),
     "info": Command(
         "what a folder of images and masks is understood as, before anyone trains",
