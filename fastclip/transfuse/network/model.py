@@ -132,7 +132,8 @@ class Transformer(nn.Module):
 
 def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
     """Bilinear (align_corners) [1, h*w, width] -> [1, h'*w', width]; itself where grids agree."""
-    if grid == new_grid:
+    # An exported graph is for any grid and has no branch; on its own it interpolates to itself.
+    if not torch.compiler.is_exporting() and grid == new_grid:
         return pos_embed
     image = pos_embed.transpose(1, 2).reshape(1, -1, *grid)
     image = F.interpolate(image, size=new_grid, mode="bilinear", align_corners=True)

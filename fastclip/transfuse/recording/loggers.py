@@ -6,6 +6,7 @@ import importlib
 import math
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -167,7 +168,6 @@ class Loggers:
 def open_loggers(
     out: Path,
     config: RecordingConfig,
-    flags: Mapping[str, Any],
     resume: bool,
     say: Callable[[str], None],
 ) -> Loggers:
@@ -175,8 +175,7 @@ def open_loggers(
 
     Args:
         out: folder of the run.
-        config: which ones.
-        flags: all flags of the run, to show beside its curves.
+        config: says which ones, and is shown beside their curves, whatever else it holds.
         resume: go on with what the loggers have of the run.
         say: prints a line for the user.
 
@@ -184,7 +183,7 @@ def open_loggers(
         ModuleNotFoundError: a logger is not installed.
         ValueError: it does not start.
     """
-    plain = {name: str(v) if isinstance(v, Path) else v for name, v in flags.items()}
+    plain = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()}
     started: dict[str, Logger] = {}
     if config.tensorboard:
         started["TensorBoard"] = TensorBoard(out)

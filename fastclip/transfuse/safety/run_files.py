@@ -14,20 +14,17 @@ WANDB_ID = "wandb-id.txt"  # of the run in --out, so that a resumed part continu
 NAMES = (
     *RESULTS,
     *("split.csv", "skipped.csv", "config.yaml", "curves.png", "overlays.png"),
-    *("norms.csv", "images.csv", "report.json", "report.html", "wandb-id.txt", "trace.json"),
+    *("norms.csv", "images.csv", "report.json", "report.html", WANDB_ID),
+    *("trace.json", "profile.csv"),
 )
-CASE = re.compile(r"(worst|median|best)-\d+\.png")
-WANDB_LINKS = ("latest-run", "debug.log", "debug-internal.log")
+CASES = "cases"  # folder of the report's pictures
+PICTURE = re.compile(r"\.?(worst|median|best)-\d+\.png(\.\d+-[0-9a-f]{8}\.part)?")
 PATTERNS = (
     KEPT,
     re.compile(r"events\.out\.tfevents\..+"),
     # What a process that was killed has left beside a file.
     re.compile(rf"\.({'|'.join(map(re.escape, NAMES))}|{KEPT.pattern})\.\d+-[0-9a-f]{{8}}\.part"),
 )
-
-
-CASES = "cases"  # folder of the report's pictures
-CASE = re.compile(r"(worst|median|best)-\d+\.png")
 
 
 def kept_checkpoints(folder: Path) -> dict[int, Path]:
@@ -45,9 +42,16 @@ def written_files(folder: Path) -> list[Path]:
     """
     first = [folder / name for name in NAMES]
     others = sorted(f for f in folder.iterdir() if any(p.fullmatch(f.name) for p in PATTERNS))
-    cases = sorted(f for f in (folder / CASES).glob("*.png") if CASE.fullmatch(f.name))
-    written = (*first[:1], *others, *first[1:], *cases)
-    return [file for file in written if file.is_file() or file.is_symlink()]
+    others += pictures(folder)
+    return [f for f in (*first[:1], *others, *first[1:]) if f.is_file() or f.is_symlink()]
+
+
+def pictures(folder: Path) -> list[Path]:
+    """The pictures of the report, whole ones and unfinished ones."""
+    cases = folder / CASES
+    if not cases.is_dir() or cases.is_symlink():
+        return []
+    return sorted(file for file in cases.iterdir() if PICTURE.fullmatch(file.name))
 
 
 def results(folder: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -103,13 +102,8 @@ class Trainer:
         setup.write_split(self.out, self.train_set, self.val_set)
         write_config(self.out / "config.yaml", config, **self._made_from())
         self.started = time.monotonic()
-        self.record.begin(
-            self.model,
-            self.optimizer,
-            asdict(config),
-            max_norm=self.learner.update.limit,
-            time_left=self._time_left(),
-        )
+        eta = Eta(self.step, self.budget.total_steps, self.budget.total_seconds, self.seconds)
+        self.record.begin(self.model, self.optimizer, self.learner.update.limit, eta)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -151,17 +145,11 @@ class Trainer:
             if self.stop.requested or not self._finish_epoch():
                 return self._interrupted()
         model = self.learner.evaluated
-        self.record.finish(model, self.val_set, self.config.batch_size, self.about())
+        self.record.finish(model, self.val_set, self.about(), lambda: self.stop.requested)
         if self.bad_steps.total:
             self.record.say(f"{self.bad_steps.total} steps were not finite and left out")
         self.record.say(f"{self.best}; everything is in {self.out}")
         return 0
-
-    def _time_left(self) -> Callable[[int], float | None]:
-        eta, budget = Eta(self.step), self.budget
-        return lambda step: eta.seconds(
-            step, budget.total_steps, budget.seconds_left(self.seconds())
-        )
 
     def about(self) -> list[str]:
         """What is trained on what, in a few words each."""
