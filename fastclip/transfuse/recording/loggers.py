@@ -16,6 +16,7 @@ import numpy as np
 from fastclip.transfuse.config.recording import RecordingConfig
 from fastclip.transfuse.data.samples import printable
 from fastclip.transfuse.safety.run_files import WANDB_ID
+from fastclip.transfuse.storage.files import write_file
 
 
 class Logger(Protocol):
@@ -72,7 +73,7 @@ class Wandb:
         wandb = _package("wandb")
         file = out / WANDB_ID
         if not file.exists():
-            file.write_text(secrets.token_hex(4))
+            write_file(file, lambda stream: stream.write(secrets.token_hex(4).encode()))
         self.as_image: Callable[..., Any] = wandb.Image
         self.run = wandb.init(
             project=project,

@@ -91,6 +91,11 @@ def sample_digests(samples: Samples) -> dict[str, Any]:
     return {"names": list(samples.names), "digests": digests}
 
 
+def digests_of(**parts: Samples) -> dict[str, dict[str, Any]]:
+    """`sample_digests` of each part of a data set, by its name."""
+    return {part: sample_digests(samples) for part, samples in parts.items()}
+
+
 def data_digest(parts: Mapping[str, Mapping[str, Any]]) -> str:
     """One hexadecimal digest of the parts of a data set: names and pixels, not where they lie."""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)

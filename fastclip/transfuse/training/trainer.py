@@ -19,15 +19,9 @@ from fastclip.transfuse.optimization.groups import set_lr
 from fastclip.transfuse.optimization.selection import Best
 from fastclip.transfuse.recording.progress import Eta
 from fastclip.transfuse.recording.record import Record, StopSignals
+from fastclip.transfuse.safety import continuation
 from fastclip.transfuse.safety.bad_steps import BadSteps
 from fastclip.transfuse.safety.claim import Claim, claim_folder
-from fastclip.transfuse.safety.continuation import (
-    budget_flags,
-    data_digest,
-    require_same_data,
-    restoring,
-    sample_digests,
-)
 from fastclip.transfuse.safety.failures import explained
 from fastclip.transfuse.safety.saving import Saver
 from fastclip.transfuse.storage.checkpoint import load_weights
@@ -69,11 +63,10 @@ class Trainer:
     def _set_up(self, claim: Claim, size: Size) -> None:
         config = self.config
         self.train_set, self.val_set = setup.load_sets(config, size, self.out)
-        self.data = {"train": sample_digests(self.train_set), "val": sample_digests(self.val_set)}
+        self.data = continuation.digests_of(train=self.train_set, val=self.val_set)
         torch.manual_seed(config.seed)
         self.record = Record(self.out, self.val_set.source, config)
-        resumed = claim.checkpoint is not None
-        self.model, self.notes = setup.build_model(config, fresh=not resumed)
+        self.model, self.notes = setup.build_model(config, fresh=claim.checkpoint is None)
         self.model = self.model.to(self.device).to(memory_format=torch.channels_last)
         self.bad_steps = BadSteps(self.model, config.max_bad_steps, self.out, self.record.say)
         self.learner = Learner(self.model, config, self.bad_steps)
@@ -87,17 +80,22 @@ class Trainer:
         self.scores: dict[str, float] = {}  # of the last validation
         self.best, self.best_step = Best(config.best_by, config.patience), -1
         self.seconds_before = 0.0
+        self._begin(claim)
+
+    def _begin(self, claim: Claim) -> None:
+        """Take the place of an earlier run, or go on with it."""
+        config = self.config
         self.saver = Saver(self.out, self.lock, config.interval(), config.keep)
         if claim.checkpoint is not None:
-            with restoring(claim.file):
-                require_same_data(claim.checkpoint, self.data, self.saver.last)
+            with continuation.restoring(claim.file):
+                continuation.require_same_data(claim.checkpoint, self.data, self.saver.last)
         claim.replace_earlier()
         self.profile = Profile(
             self.device, self.out, self.learner.measure, self.record.say, config.profile
         )
         self.stop = StopSignals()
         if claim.checkpoint is not None:
-            with restoring(claim.file):
+            with continuation.restoring(claim.file):
                 self._restore(claim.checkpoint)
         setup.write_split(self.out, self.train_set, self.val_set)
         write_config(self.out / "config.yaml", config, **self._made_from())
@@ -118,7 +116,7 @@ class Trainer:
         """What describes the run beside its flags."""
         return {
             "data": {
-                "digest": data_digest(self.data),
+                "digest": continuation.data_digest(self.data),
                 "images": {"train": len(self.train_set), "val": len(self.val_set)},
             },
             "device": str(self.device),
@@ -265,7 +263,9 @@ class Trainer:
 
     def _say_changes(self, before: dict[str, Any]) -> None:
         """Another budget under a decay is another learning rate, from the first step on."""
-        old = setup.budget_of(replace(self.config, **budget_flags(before)), self.per_epoch)
+        old = setup.budget_of(
+            replace(self.config, **continuation.budget_flags(before)), self.per_epoch
+        )
         budgets = old, self.budget
         if rates := changed_rates(self.schedule, budgets, self.step, self.seconds_before):
             was, now = (self.config.lr * rate for rate in rates)
