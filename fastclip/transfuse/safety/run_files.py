@@ -19,6 +19,7 @@ NAMES = (
 )
 CASES = "cases"  # folder of the report's pictures
 PICTURE = re.compile(r"\.?(worst|median|best)-\d+\.png(\.\d+-[0-9a-f]{8}\.part)?")
+WANDB_LINKS = ("latest-run", "debug.log", "debug-internal.log")
 PATTERNS = (
     KEPT,
     re.compile(r"events\.out\.tfevents\..+"),
@@ -43,7 +44,17 @@ def written_files(folder: Path) -> list[Path]:
     first = [folder / name for name in NAMES]
     others = sorted(f for f in folder.iterdir() if any(p.fullmatch(f.name) for p in PATTERNS))
     others += pictures(folder)
-    return [f for f in (*first[:1], *others, *first[1:]) if f.is_file() or f.is_symlink()]
+    written = [f for f in (*first[:1], *others, *first[1:]) if f.is_file() or f.is_symlink()]
+    return written + wandb_files(folder)
+
+
+def wandb_files(folder: Path) -> list[Path]:
+    """What wandb keeps in the folder of a run: a folder for each part of it, and links."""
+    kept, name = folder / "wandb", folder / WANDB_ID
+    if not name.is_file() or not kept.is_dir() or kept.is_symlink():
+        return []
+    ending = f"-{name.read_text(errors='replace').strip()}"
+    return sorted(f for f in kept.iterdir() if f.name.endswith(ending) or f.name in WANDB_LINKS)
 
 
 def pictures(folder: Path) -> list[Path]:
