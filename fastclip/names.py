@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -58,11 +59,26 @@ def _holds_module(module: nn.Module) -> bool:
 
 def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
     """(path, module), parents first; wrappers leave no trace and shared modules come each time."""
-    module = unwrap(module)
-    yield path, module
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from walk(child, join(path, name))
+    rest = [(path, module)]  # generators inside each other would cost the depth for every module
+    while rest:
+        path, module = rest.pop()
+        module = unwrap(module)
+        yield path, module
+        for name, child in reversed(module._modules.items()):
+            if child is not None:
+                rest.append((join(path, name), child))
+
+
+def attribute_of(module: nn.Module, name: str) -> Any:
+    """`getattr(module, name, None)` for what is no parameter, buffer or child.
+
+    Where there is none, `nn.Module.__getattr__` would build an error text each time.
+    """
+    kind = type(module)
+    plain = kind.__getattr__ is nn.Module.__getattr__
+    if plain and name not in module.__dict__ and not hasattr(kind, name):
+        return None
+    return getattr(module, name, None)
 
 
 def named_parameters(

@@ -74,6 +74,8 @@ class Patterns(Generic[T]):
         Raises:
             ValueError: two patterns of that length match and say different things.
         """
+        if not self._hits:
+            return None
         names = list(names)
         hits = self.all(names)
         if len(hits) < 2:

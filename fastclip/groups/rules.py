@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fastclip.groups.names import Entry, Source, read_modules, shape_of
-from fastclip.names import join, strip_wrappers, walk
+from fastclip.names import attribute_of, join, strip_wrappers, walk
 
 RULES = ("norm", "bias", "ndim", "model")
 
@@ -102,7 +102,7 @@ def read_listed(model: Source) -> Listed:
 
 
 def _ask(module: nn.Module, method: str) -> set[str]:
-    asked = getattr(module, method, None)
+    asked = attribute_of(module, method)
     return set(asked() or ()) if callable(asked) else set()
 
 

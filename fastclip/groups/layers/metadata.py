@@ -12,7 +12,7 @@ from torch import nn
 from fastclip.groups.layers.place import place
 from fastclip.groups.layers.recipes import Recipe, recipe_of
 from fastclip.groups.layers.stacks import within
-from fastclip.names import walk
+from fastclip.names import attribute_of, walk
 
 # timm's `features_only` networks: the children of a model, with `stages_0` for `stages.0`.
 _FEATURES = "timm.models"
@@ -33,9 +33,9 @@ def numbered(path: str, module: nn.Module, names: list[str]) -> Numbered | None:
     is read as timm reads it: the stem, then block by block, then the head. A `features_only`
     network has lost the method; the whole model, made anew without storage, has it.
     """
-    if callable(own := getattr(module, "layer_id", None)):
+    if callable(own := attribute_of(module, "layer_id")):
         return Numbered(path, {n: _checked(path, own, n) for n in _inside(path, names)})
-    if callable(matcher := getattr(module, "group_matcher", None)):
+    if callable(matcher := attribute_of(module, "group_matcher")):
         inside = _inside(path, names)
         return Numbered(path, _grouped(matcher(coarse=False), inside.values(), inside))
     if recipe := recipe_of(module):
@@ -92,7 +92,7 @@ def _features_of(module: nn.Module) -> str | None:
         return None
     if any(hasattr(child, "group_matcher") for child in module.children()):
         return None  # the whole model is inside, and is asked itself
-    config = getattr(module, "pretrained_cfg", None)
+    config = attribute_of(module, "pretrained_cfg")
     name = config.get("architecture") if isinstance(config, Mapping) else None
     return name or getattr(config, "architecture", None)
 

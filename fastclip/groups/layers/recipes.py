@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from fastclip.groups.layers.stacks import Tower
+from fastclip.names import attribute_of
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ _FAMILIES: Mapping[str, Recipe] = {
 
 def recipe_of(module: nn.Module) -> Recipe | None:
     """The recipe of a transformers model, by its configuration's `model_type`."""
-    config = getattr(module, "config", None)
+    config = attribute_of(module, "config")
     kind = getattr(config, "model_type", None)
     recipe = _FAMILIES.get(kind) if isinstance(kind, str) else None
     if recipe is _SPEECH:  # its norm stands before the layers, or behind them
