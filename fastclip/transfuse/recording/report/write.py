@@ -95,8 +95,8 @@ def run_report(config: ReportConfig) -> int:
 
 
 def _write_pictures(folder: Path, model: TransFuse, samples: Samples, chosen: Chosen) -> None:
+    remove(pictures(folder.parent))  # and the folder, where nothing else is in it
     folder.mkdir(exist_ok=True)
-    remove(pictures(folder.parent))
     for kind, numbers in chosen._asdict().items():
         drawn: list[np.ndarray] = overlays(model, samples.subset(numbers)) if numbers else []
         for place, pixels in enumerate(drawn, 1):
