@@ -45,6 +45,11 @@ COMMANDS = {
         f"{TRANSFUSE}.config.recording:ReportConfig",
         f"{TRANSFUSE}.recording.report.write:run_report",
     ),
+    "export": Command(
+        "an ONNX file, or one of torch.export, of a checkpoint",
+        f"{TRANSFUSE}.config.export:ExportConfig",
+        f"{TRANSFUSE}.export.command:run_export",
+    ),
     "info": Command(
         "what a folder of images and masks is understood as, before anyone trains",
         f"{TRANSFUSE}.config.preparation:InfoConfig",

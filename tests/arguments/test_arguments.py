@@ -159,6 +159,9 @@ def test_recipes_parse_and_the_help_names_them_all() -> None:
     published = parse(TrainConfig, "train", ["--config", "transfuse-published"])
     assert (published.optimizer, published.lr, published.clip_norm) == ("adam", 7e-5, 2.0)
     assert (published.size, published.batch_size) == ("192x256", 16)
+    polyps = parse(TrainConfig, "train", ["--config", "polyp-pranet"])
+    assert (polyps.size, polyps.clip, polyps.clip_value) == ("352x352", "value", 0.5)
+    assert polyps.multi_scale == (0.75, 1.0, 1.25)
 
 
 def test_the_help_of_train_names_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,7 +52,7 @@ def test_an_unknown_command_gets_the_choices(capsys: pytest.CaptureFixture[str])
     err = capsys.readouterr().err
     assert err == (
         "fastclip: error: unknown command 'trian': choose from train, evaluate, predict, "
-        "report, info, download, bench\n"
+        "report, export, info, download, bench\n"
     )
 
 
@@ -80,7 +80,7 @@ BAD_TRAIN = [
     (["--lr", "-1"], "--lr must be positive and finite, got -1.0"),
     (["--epochs", "0"], "--epochs must be at least 1, got 0"),
     (["--max-time", "0"], "--max-time must be more than 0, got 0.0"),
-    (["--optimizer", "sgd"], "invalid choice 'sgd' for argument '--optimizer'"),
+    (["--optimizer", "lion"], "invalid choice 'lion' for argument '--optimizer'"),
     (["--learning-rate", "1"], "Unrecognized options: --learning-rate"),
     (["--resume"], "--resume needs the --out of the run to continue"),
     (["--resnet-weights", "/no.pth", "--model", "transfuse_t"], "no weights file at /no.pth"),

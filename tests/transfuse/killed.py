@@ -18,7 +18,7 @@ from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.storage.checkpoint import CheckpointError, load_checkpoint
 from fastclip.transfuse.training.trainer import Trainer
 
-CLOCKED = ("seconds", "images_per_s")  # columns that no two runs share
+CLOCKED = ("seconds", "images_per_s", "memory_mib")  # columns that no two runs share
 NOT_SHARED = (*CLOCKED, "record", "out", "resume")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import needs_train  # noqa: F401
 import numpy as np
@@ -12,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data import DataError, Samples, load_split
 from fastclip.transfuse.data.synthetic import synthetic_samples
 from fastclip.transfuse.network.normalise import normalise
-from fastclip.transfuse.training.augment import steps_per_epoch, train_batches
+from fastclip.transfuse.training.batches import TrainingBatches, steps_per_epoch
 
 SIZE = (32, 48)
 
@@ -186,9 +189,11 @@ def halves(count: int) -> Samples:
     return Samples(masks.expand(-1, 3, -1, -1).clone(), masks, [str(i) for i in range(count)], "")
 
 
-def test_augmentation_moves_image_and_mask_alike() -> None:
+@pytest.mark.parametrize("where", ["workers", "device"])
+def test_augmentation_moves_image_and_mask_alike(where: Literal["workers", "device"]) -> None:
     samples = halves(24)
-    ((images, masks),) = train_batches(samples, 24, seed=0, epoch=0)
+    config = TrainConfig(data="synthetic", batch_size=24, augment_on=where)
+    ((images, masks),) = TrainingBatches(samples, config, torch.device("cpu")).epoch(0)
     moved = sum(not torch.equal(mask, samples.masks[0]) for mask in masks)
     assert moved > 12
     for image, mask in zip(images.float().mean(1), masks[:, 0], strict=True):
@@ -198,13 +203,15 @@ def test_augmentation_moves_image_and_mask_alike() -> None:
             assert (bright == (mask > 127)).float().mean() > 0.97
 
 
-def test_batches_depend_on_seed_and_epoch_alone() -> None:
+@pytest.mark.parametrize("where", ["workers", "device"])
+def test_batches_depend_on_seed_and_epoch_alone(where: Literal["workers", "device"]) -> None:
     samples = synthetic_samples(10, (32, 32), seed=0)
 
     def batches(epoch: int, start: int = 0, workers: int = 0) -> list[torch.Tensor]:
         torch.rand(7)  # the global generator has no part in it
-        options = {"seed": 1, "epoch": epoch, "start": start, "workers": workers}
-        return [images for images, _ in train_batches(samples, 3, **options)]
+        config = TrainConfig(data="synthetic", batch_size=3, seed=1, workers=workers)
+        batches = TrainingBatches(samples, replace(config, augment_on=where), torch.device("cpu"))
+        return [images for images, _ in batches.epoch(epoch, start)]
 
     whole = batches(0)
     assert len(whole) == steps_per_epoch(10, 3) == 3

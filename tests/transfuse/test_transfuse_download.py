@@ -19,6 +19,7 @@ from fastclip.transfuse.data.formats import optional
 from fastclip.transfuse.data.public import PUBLIC_SETS, Archive, PublicSet
 from fastclip.transfuse.data.samples import DataError
 from fastclip.transfuse.preparation.download import download
+from fastclip.transfuse.safety.lock import FolderLock
 
 
 def zipped(entries: dict[str, bytes]) -> bytes:
@@ -181,3 +182,15 @@ def test_an_unpublished_digest_is_kept_and_checked(
     server.content["/x.zip"] = b"other"
     with pytest.raises(DataError, match="hash"):
         fetch(archive, tmp_path)
+
+
+def test_a_second_download_into_one_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "set" / "archives").mkdir(parents=True)
+    lock = FolderLock(tmp_path / "set" / "archives")
+    public = PublicSet((), "page", "terms", "paper")
+    with pytest.raises(ValueError, match=r"archives is in use by process \d+"):
+        download("some", public, tmp_path / "set")
+    lock.release()
+    with pytest.raises(DataError, match="holds no"):
+        download("some", public, tmp_path / "set")
+    assert list((tmp_path / "set" / "archives").iterdir()) == []

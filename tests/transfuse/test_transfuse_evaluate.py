@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,13 @@ from PIL import Image
 
 from fastclip.cli import main
 from fastclip.transfuse import create_model
+from fastclip.transfuse.config.evaluation import EvaluateConfig
+from fastclip.transfuse.config.export import ExportConfig
+from fastclip.transfuse.config.prediction import PredictConfig
 from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data.synthetic import synthetic_samples
 from fastclip.transfuse.measuring.evaluate import evaluate
+from fastclip.transfuse.measuring.metrics import METRICS
 from fastclip.transfuse.storage.checkpoint import FORMAT, load_checkpoint
 
 
@@ -322,6 +327,17 @@ def test_images_are_read_as_in_training(tmp_path: Path, measured: Run) -> None:
     ]
     assert found[0] == found[1]
     assert abs(found[0] - found[2]) > 1e-4
+
+
+def test_flags_of_the_page_exist() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    kinds = (TrainConfig, EvaluateConfig, PredictConfig, ExportConfig)
+    known = {name.replace("_", "-") for kind in kinds for name in kind.__dataclass_fields__}
+    asked = set(re.findall(r"--([a-z][a-z-]+)", page))
+    assert len(asked) > 15
+    assert asked <= known
+    for metric in METRICS.values():
+        assert metric.label.removesuffix(" (px)").split("E-")[0].strip() in page
 
 
 def test_the_fields_of_a_checkpoint_are_those_of_a_run() -> None:

@@ -155,10 +155,10 @@ def test_wandb_gets_all_of_it_and_a_resumed_run_is_the_same_one(
     assert {"train/loss_2", "validation/dice", "norms/update_ratio"} <= names_in(logged)
     assert all("step" in values for values in logged)
     assert [v["step"] for v in logged if "validation/overlays" in v] == [4, 6]
-    Trainer(tiny(tmp_path, wandb=True, resume=True))
+    Trainer(tiny(tmp_path, wandb=True, resume=True)).lock.release()
     again = [options for kind, options in calls if kind == "init"][1]
     assert again["id"] == options["id"]
-    Trainer(tiny(tmp_path, wandb=True, overwrite=True))
+    Trainer(tiny(tmp_path, wandb=True, overwrite=True)).lock.release()
     other = [options for kind, options in calls if kind == "init"][2]
     assert other["id"] != options["id"]
 
@@ -169,7 +169,7 @@ def test_trackio_gets_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert calls[0][1]["resume"] == "never"
     logged = [values for kind, values in calls if kind == "log"]
     assert {"train/lr", "validation/iou", "norms/grad_norm"} <= names_in(logged)
-    Trainer(tiny(tmp_path, trackio=True, resume=True))
+    Trainer(tiny(tmp_path, trackio=True, resume=True)).lock.release()
     assert [o["resume"] for kind, o in calls if kind == "init"] == ["never", "allow"]
 
 
@@ -206,7 +206,7 @@ def test_a_logger_that_is_not_installed_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModuleNotFoundError, match=rf"--{name} needs {name}: pip install {name}"):
-        open_loggers(tmp_path, RecordingConfig(**{name: True}), {}, False, print)
+        open_loggers(tmp_path, RecordingConfig(**{name: True}), False, print)
 
 
 def test_a_logger_that_does_not_start_is_an_error_of_one_line(
@@ -219,7 +219,7 @@ def test_a_logger_that_does_not_start_is_an_error_of_one_line(
 
     monkeypatch.setattr(sys.modules["wandb"], "init", init)
     with pytest.raises(ValueError, match=r"^--wandb does not start: 'no API key"):
-        open_loggers(tmp_path, RecordingConfig(wandb=True), {}, False, print)
+        open_loggers(tmp_path, RecordingConfig(wandb=True), False, print)
 
 
 def test_norms_of_layers_are_those_of_the_steps(tmp_path: Path) -> None:
@@ -271,6 +271,19 @@ def test_flags_leave_norms_and_report_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_overwrite_removes_what_a_report_was_made_of_and_nothing_else(tmp_path: Path) -> None:
+    assert Trainer(tiny(tmp_path, report=True)).fit() == 0
+    mine = [tmp_path / "mine.csv", tmp_path / "cases" / "mine.png"]
+    for file in mine:
+        file.write_bytes(b"")
+    Trainer(tiny(tmp_path, overwrite=True)).lock.release()
+    left = {f.name for f in tmp_path.rglob("*") if f.is_file()}
+    assert {"mine.csv", "mine.png"} <= left
+    gone = {"report.html", "report.json", "images.csv", "norms.csv", "worst-1.png", "best-1.png"}
+    assert not gone & left
+
+
+@pytest.mark.slow
 def test_the_report_of_a_run_is_of_its_best_checkpoint_and_can_be_made_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,12 +302,17 @@ def test_the_report_of_a_run_is_of_its_best_checkpoint_and_can_be_made_again(
 
 
 def test_time_left() -> None:
-    eta = Eta(step=100, clock=50.0)
-    assert eta.seconds(100, 200, clock=51.0) is None
-    assert eta.seconds(110, 200, clock=60.0) == 90.0  # a second a step, of this process
-    assert eta.seconds(110, 200, left=30.0, clock=60.0) == 30.0
-    assert eta.seconds(110, 200, left=-5.0, clock=60.0) == 0.0
-    assert eta.seconds(100, 200, left=30.0, clock=51.0) == 30.0
+    now = [50.0]
+    clock = lambda: now[0]  # noqa: E731
+    eta = Eta(100, 200, None, spent_s=clock, clock=clock)
+    bounded = Eta(100, 200, 90.0, spent_s=clock, clock=clock)
+    assert eta.seconds(100) is None
+    assert bounded.seconds(100) == 40.0
+    now[0] = 60.0
+    assert eta.seconds(110) == 90.0  # a second a step, of this process
+    assert bounded.seconds(110) == 30.0
+    now[0] = 95.0
+    assert bounded.seconds(110) == 0.0
 
 
 def test_units_of_time_and_memory() -> None:

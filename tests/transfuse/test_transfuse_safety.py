@@ -15,9 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
+from fastclip.transfuse.config.evaluation import EvaluateConfig
+from fastclip.transfuse.config.prediction import PredictConfig
 from fastclip.transfuse.config.safety import Interval, SafetyConfig
 from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.errors import RunError, UsageError
+from fastclip.transfuse.measuring.command import run_evaluate
+from fastclip.transfuse.network.model import TransFuse
+from fastclip.transfuse.prediction.predict import run_predict
 from fastclip.transfuse.safety import run_files
 from fastclip.transfuse.safety.failures import explained
 from fastclip.transfuse.storage.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -205,14 +210,23 @@ def test_overwrite_removes_what_the_earlier_run_wrote_and_nothing_else(tmp_path:
     for name in mine:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
+    (tmp_path / "wandb" / "offline-run-1-abc").mkdir(parents=True)
+    (tmp_path / "wandb" / "offline-run-1-abc" / "data").write_text("of the run")
+    (tmp_path / "wandb" / "offline-run-2-mine").mkdir()
+    (tmp_path / "wandb-id.txt").write_text("abc")
     (tmp_path / ".best.pt.123-0123abcd.part").write_text("left by a killed process")
     left = set(run_files.written_files(tmp_path))
-    assert names(tmp_path) - {f.name for f in left} == {
-        *("notes.txt", "step-one.pt", "my.last.pt", "sub", "weights.pt.1-aaaaaaaa.part")
-    }
+    left |= {file for folder in left for file in folder.rglob("*")}
+    others = {file for file in tmp_path.rglob("*") if file.is_file()} - left
+    assert {str(file.relative_to(tmp_path)) for file in others} == set(mine)
+    assert (tmp_path / "cases").is_dir()
     events = {name for name in names(tmp_path) if "tfevents" in name}
     assert len(events) == 1
-    assert Trainer(replace(first, epochs=1, keep=0, overwrite=True, seed=1)).fit() == 0
+    changed = replace(first, epochs=1, keep=0, overwrite=True, seed=1, report=False)
+    assert Trainer(changed).fit() == 0
+    assert not (tmp_path / "cases").exists()
+    assert names(tmp_path / "wandb") == {"offline-run-2-mine"}
+    assert not (tmp_path / "report.html").exists()
     new = {name for name in names(tmp_path) if "tfevents" in name}
     assert len(new) == 1
     assert new != events
@@ -302,7 +316,7 @@ def test_a_changed_budget_under_a_decay_is_said(
 
 
 @pytest.mark.parametrize(
-    "missing", ["step", "validated", "optimizer", "rng", "record", "best_dice", "weights", "config"]
+    "missing", ["step", "validated", "optimizer", "rng", "record", "best", "weights", "config"]
 )
 def test_a_last_pt_that_lacks_a_part_is_named(out: Path, missing: str) -> None:
     content = load_checkpoint(out / "last.pt")
@@ -319,7 +333,12 @@ def test_a_last_pt_that_lacks_a_part_is_named(out: Path, missing: str) -> None:
     [
         *(("record", {}), ("record", None), ("optimizer", {}), ("rng", torch.zeros(3))),
         *(("rng", "text"), ("data", {}), ("data", None), ("bad_steps", {}), ("seconds", None)),
-        *(("weights", {}), ("config", {"epochs": "many"}), ("step", None), ("best_dice", "high")),
+        *(
+            ("weights", {}),
+            ("config", {"epochs": "many"}),
+            ("step", None),
+            ("best", {"value": "high"}),
+        ),
     ],
 )
 def test_a_last_pt_with_a_wrong_part_is_named(out: Path, part: str, value: Any) -> None:
@@ -424,9 +443,29 @@ def test_best_pt_that_is_gone_is_said_and_made_anew(
 ) -> None:
     Trainer(tiny(tmp_path, epochs=2, max_steps=4)).fit()
     content = load_checkpoint(tmp_path / "last.pt")
-    save_checkpoint(tmp_path / "last.pt", {**content, "best_step": 3, "best_dice": 2.0})
+    save_checkpoint(
+        tmp_path / "last.pt", {**content, "best_step": 3, "best": {**content["best"], "value": 2.0}}
+    )
     (tmp_path / "best.pt").unlink()
     trainer = Trainer(tiny(tmp_path, epochs=2, resume=True))
     assert "best.pt is gone" in capsys.readouterr().out
     trainer.fit()
     assert load_checkpoint(tmp_path / "best.pt")["step"] == 6
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_other_commands_explain_a_failing_machine_too(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    data, best = pairs(tmp_path / "set"), (out / "best.pt",)
+    calls = {
+        "evaluate": lambda: run_evaluate(
+            EvaluateConfig(checkpoint=best, data=str(data), split="all")
+        ),
+        "predict": lambda: run_predict(
+            PredictConfig(checkpoint=best, images=(str(data / "images"),), out=tmp_path / "masks")
+        ),
+    }
+    monkeypatch.setattr(TransFuse, "forward", fail_with(torch.OutOfMemoryError("CUDA")))
+    with pytest.raises(RunError, match=r"out of memory .*smaller --batch-size"):
+        calls[command]()

@@ -80,6 +80,13 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     return False
 
 
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of autocast of a --precision; None where the network runs in float32."""
+    if precision == "fp16":
+        return torch.float16
+    return torch.bfloat16 if uses_bf16(precision, device) else None
+
+
 def torch_device(name: str) -> torch.device:
     """The device that 'auto', 'cpu', 'cuda' or 'mps' stands for; ValueError where it is absent."""
     present = {

@@ -8,7 +8,14 @@ from typing import ClassVar
 from fastclip.transfuse.config.checks import Device, require_at_least
 from fastclip.transfuse.config.data import TrainingDataConfig
 from fastclip.transfuse.config.network import NetworkConfig
-from fastclip.transfuse.config.optimization import AugmentationConfig, OptimizationConfig
+from fastclip.transfuse.config.optimization import (
+    AugmentationConfig,
+    ClippingConfig,
+    ComputeConfig,
+    FineTuningConfig,
+    OptimizationConfig,
+    ScheduleConfig,
+)
 from fastclip.transfuse.config.recording import RecordingConfig
 from fastclip.transfuse.config.safety import SafetyConfig
 
@@ -21,7 +28,7 @@ class ConfigurationConfig:
 
     config: str | None = None
     """YAML file of 'flag: value', such as the config.yaml of a run, or the name of a recipe:
-    transfuse-published, cpu-small. Flags on the command line win over it."""
+    transfuse-published, polyp-pranet, cpu-small. Flags on the command line win over it."""
 
     def check(self) -> None:
         """The command line has read it."""
@@ -50,6 +57,10 @@ SUBJECTS = (
     TrainingDataConfig,
     NetworkConfig,
     OptimizationConfig,
+    ScheduleConfig,
+    ClippingConfig,
+    ComputeConfig,
+    FineTuningConfig,
     AugmentationConfig,
     SafetyConfig,
     RecordingConfig,
@@ -63,6 +74,10 @@ class TrainConfig(
     TrainingDataConfig,
     NetworkConfig,
     OptimizationConfig,
+    ScheduleConfig,
+    ClippingConfig,
+    ComputeConfig,
+    FineTuningConfig,
     AugmentationConfig,
     SafetyConfig,
     RecordingConfig,

@@ -25,6 +25,7 @@ from fastclip.transfuse.measuring.measure import measure, search_threshold
 from fastclip.transfuse.measuring.saliency import require_pysodmetrics
 from fastclip.transfuse.measuring.summary import Measured
 from fastclip.transfuse.prediction.ensemble import Ensemble, load_ensemble
+from fastclip.transfuse.safety.failures import explained
 from fastclip.transfuse.storage.files import write_csv, write_file
 
 STDOUT = Path("-")
@@ -45,6 +46,7 @@ class Task:
         return measure(self.ensemble, self.samples, self.groups, self.masks, rules, batch_size)
 
 
+@explained()
 def run_evaluate(config: EvaluateConfig) -> int:
     """`fastclip evaluate`: print the tables, and write a CSV and a JSON where asked for."""
     say: Callable[[str], None] = (lambda text: None) if config.json == STDOUT else print

@@ -17,6 +17,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
+from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -93,6 +94,7 @@ class Transformer(nn.Module):
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
+        self.checkpointing = False  # compute the blocks again in the backward pass
         rows, columns = self.grid = arch.grid
         # A key of the published checkpoints that no forward pass reads: frozen, so that
         # DistributedDataParallel does not wait for its gradient.
@@ -120,13 +122,18 @@ class Transformer(nn.Module):
         rows, columns = x.shape[-2] // PATCH, x.shape[-1] // PATCH
         tokens = self.patch_embed(x)  # [B, rows * columns, width]
         tokens = tokens + resize_pos_embed(self.pos_embed, self.grid, (rows, columns))
-        tokens = self.norm(self.blocks(tokens))
+        if self.checkpointing and self.training:
+            tokens = checkpoint_seq(self.blocks, tokens)
+        else:
+            tokens = self.blocks(tokens)
+        tokens = self.norm(tokens)
         return tokens.transpose(1, 2).reshape(x.shape[0], -1, rows, columns)
 
 
 def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
     """Bilinear (align_corners) [1, h*w, width] -> [1, h'*w', width]; itself where grids agree."""
-    if grid == new_grid:
+    # An exported graph is for any grid and has no branch; on its own it interpolates to itself.
+    if not torch.compiler.is_exporting() and grid == new_grid:
         return pos_embed
     image = pos_embed.transpose(1, 2).reshape(1, -1, *grid)
     image = F.interpolate(image, size=new_grid, mode="bilinear", align_corners=True)

@@ -31,6 +31,7 @@ from fastclip.transfuse.prediction.ensemble import (
 )
 from fastclip.transfuse.prediction.inputs import find_images
 from fastclip.transfuse.recording.pictures import PREDICTION, tint_all, write_png
+from fastclip.transfuse.safety.failures import explained
 
 ENDINGS = {"masks": "_mask.png", "probabilities": "_prob.png", "overlays": "_overlay.png"}
 
@@ -131,6 +132,7 @@ def _batches(todo: list[tuple[Path, Plane]], size: int) -> Iterator[list[tuple[P
         yield todo[first : first + size]
 
 
+@explained()
 def run_predict(config: PredictConfig) -> int:
     """`fastclip predict`: results of all images that can be read; 1 where any cannot."""
     with usage_errors():

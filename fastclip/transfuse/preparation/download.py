@@ -11,6 +11,7 @@ from fastclip.transfuse.data.load import describe
 from fastclip.transfuse.data.public import PUBLIC_SETS, PublicSet
 from fastclip.transfuse.data.samples import printable
 from fastclip.transfuse.errors import usage_errors
+from fastclip.transfuse.safety.lock import FolderLock
 
 
 def run_download(config: DownloadConfig) -> int:
@@ -24,16 +25,16 @@ def download(name: str, public: PublicSet, folder: Path) -> int:
 
     Raises:
         DataError: what cannot be fetched, is another file than expected, or is hostile.
+        ValueError: another process is at it.
     """
     print(f"{name}: {public.page}\nterms: {public.licence}\nplease cite: {public.citation}")
-    packed = []
-    for archive in public.archives:
-        file = fetch(archive, folder / "archives")
-        if file.suffix == ".zip":
-            unpack(file, folder)
-            print(f"{archive.file}: unpacked into {printable(folder)}")
-        else:
-            packed.append(file)
+    archives = folder / "archives"
+    archives.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(archives)  # or two would add to one partial file
+    try:
+        packed = _fetch_all(public, archives, folder)
+    finally:
+        lock.release()
     if packed:
         files = ", ".join(printable(file) for file in packed)
         print(f"{files} is of a kind that is not unpacked here: unpack it into {printable(folder)}")
@@ -41,3 +42,16 @@ def download(name: str, public: PublicSet, folder: Path) -> int:
     found = layouts.find(str(folder))
     print(f"{found.layout}: {describe(found)}\nfastclip train --data {printable(folder)}")
     return 0
+
+
+def _fetch_all(public: PublicSet, archives: Path, folder: Path) -> list[Path]:
+    """Fetch and unpack; the archives of kinds that are not unpacked here."""
+    packed = []
+    for archive in public.archives:
+        file = fetch(archive, archives)
+        if file.suffix == ".zip":
+            unpack(file, folder)
+            print(f"{archive.file}: unpacked into {printable(folder)}")
+        else:
+            packed.append(file)
+    return packed

@@ -55,7 +55,7 @@ class StepBar:
                 f"lr {lr:.1e}  {rate:.0f} images/s"
             )
             text += "" if memory is None else f"  {memory_text(memory)}"
-            left = self.record.time_left(step)
+            left = None if self.record.eta is None else self.record.eta.seconds(step)
             text += "" if left is None else f"  {duration(left)} left"
             if self.live:
                 self.bar.set_postfix_str(text, refresh=False)

@@ -6,6 +6,7 @@ import importlib
 import math
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +15,8 @@ import numpy as np
 
 from fastclip.transfuse.config.recording import RecordingConfig
 from fastclip.transfuse.data.samples import printable
-
-WANDB_ID = "wandb-id.txt"  # of the run in --out, so that a resumed part continues it
+from fastclip.transfuse.safety.run_files import WANDB_ID
+from fastclip.transfuse.storage.files import write_file
 
 
 class Logger(Protocol):
@@ -72,7 +73,7 @@ class Wandb:
         wandb = _package("wandb")
         file = out / WANDB_ID
         if not file.exists():
-            file.write_text(secrets.token_hex(4))
+            write_file(file, lambda stream: stream.write(secrets.token_hex(4).encode()))
         self.as_image: Callable[..., Any] = wandb.Image
         self.run = wandb.init(
             project=project,
@@ -168,7 +169,6 @@ class Loggers:
 def open_loggers(
     out: Path,
     config: RecordingConfig,
-    flags: Mapping[str, Any],
     resume: bool,
     say: Callable[[str], None],
 ) -> Loggers:
@@ -176,8 +176,7 @@ def open_loggers(
 
     Args:
         out: folder of the run.
-        config: which ones.
-        flags: all flags of the run, to show beside its curves.
+        config: says which ones, and is shown beside their curves, whatever else it holds.
         resume: go on with what the loggers have of the run.
         say: prints a line for the user.
 
@@ -185,7 +184,7 @@ def open_loggers(
         ModuleNotFoundError: a logger is not installed.
         ValueError: it does not start.
     """
-    plain = {name: str(v) if isinstance(v, Path) else v for name, v in flags.items()}
+    plain = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()}
     started: dict[str, Logger] = {}
     if config.tensorboard:
         started["TensorBoard"] = TensorBoard(out)

@@ -58,7 +58,7 @@ def overlays(model: TransFuse, samples: Samples) -> list[np.ndarray]:
     """
     training, device = model.training, next(model.parameters()).device
     model.eval()
-    predicted = model(normalise(samples.images.to(device)))[2].cpu() > 0  # [N, C, H, W]
+    predicted = model(normalise(samples.images.to(device)))[2].cpu() >= 0  # [N, C, H, W]
     model.train(training)
     rows = []
     for image, mask, guess in zip(samples.images, samples.masks, predicted, strict=True):

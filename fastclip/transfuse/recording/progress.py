@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -13,30 +14,32 @@ class Eta:
 
     Args:
         step: the step that this process begins at.
+        steps: the step that ends the run.
+        limit_s: seconds that end it, if they come first.
+        spent_s: seconds that the run has taken, earlier processes too.
         clock: seconds, monotonic.
     """
 
-    def __init__(self, step: int, clock: float | None = None) -> None:
-        self.first = step
-        self.started = time.monotonic() if clock is None else clock
+    def __init__(
+        self,
+        step: int,
+        steps: int,
+        limit_s: float | None,
+        spent_s: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.first, self.steps = step, steps
+        self.limit_s, self.spent_s, self.clock = limit_s, spent_s, clock
+        self.started = clock()
 
-    def seconds(
-        self, step: int, steps: int, left: float | None = None, clock: float | None = None
-    ) -> float | None:
-        """Seconds from step `step` to step `steps`; None before the first step.
-
-        Args:
-            step: steps made so far, those before this process too.
-            steps: at which the run ends.
-            left: seconds until a limit in time ends it, where there is one.
-            clock: as in the constructor.
-        """
+    def seconds(self, step: int) -> float | None:
+        """Seconds from step `step` on; None where nothing tells yet."""
+        left = None if self.limit_s is None else max(0.0, self.limit_s - self.spent_s())
         done = step - self.first
         if done <= 0:
             return left
-        now = time.monotonic() if clock is None else clock
-        by_steps = (now - self.started) / done * max(0, steps - step)
-        return by_steps if left is None else min(by_steps, max(0.0, left))
+        by_steps = (self.clock() - self.started) / done * max(0, self.steps - step)
+        return by_steps if left is None else min(by_steps, left)
 
 
 def duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastclip.transfuse.config.recording import RecordingConfig
+from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data.samples import Samples, printable
 from fastclip.transfuse.measuring.evaluate import Evaluation
 from fastclip.transfuse.network.model import TransFuse
@@ -23,6 +23,7 @@ from fastclip.transfuse.recording.bar import StepBar
 from fastclip.transfuse.recording.loggers import Loggers, open_loggers
 from fastclip.transfuse.recording.norms import LayerNorms, named
 from fastclip.transfuse.recording.pictures import sheet, write_curves, write_png
+from fastclip.transfuse.recording.progress import Eta
 from fastclip.transfuse.recording.report.write import write_cases, write_report
 from fastclip.transfuse.storage.files import write_csv
 
@@ -68,10 +69,10 @@ class Record:
     Args:
         out: folder of steps.csv, metrics.csv, norms.csv, curves.png and overlays.png.
         source: what the validation images are; stands beside every number.
-        config: what else is kept.
+        config: the flags of the run; those about recording say what else is kept.
     """
 
-    def __init__(self, out: Path, source: str, config: RecordingConfig) -> None:
+    def __init__(self, out: Path, source: str, config: TrainConfig) -> None:
         self.out, self.source, self.config = out, source, config
         self.steps: list[dict[str, Any]] = []
         self.epochs: list[dict[str, Any]] = []
@@ -79,34 +80,31 @@ class Record:
         self.loggers = Loggers({}, self.say)
         self.norms: LayerNorms | None = None
         self.device = torch.device("cpu")
-        self.time_left: Callable[[int], float | None] = lambda step: None
+        self.eta: Eta | None = None
         self._restored: dict[str, Any] | None = None
 
     def begin(
         self,
         model: TransFuse,
         optimizer: torch.optim.Optimizer,
-        flags: Mapping[str, Any],
-        *,
         max_norm: float | None,
-        time_left: Callable[[int], float | None],
+        eta: Eta,
     ) -> None:
         """Open the loggers and watch the norms; after `restore`, where the run is resumed.
 
         Args:
             model: the network, on its device.
             optimizer: of the network.
-            flags: of the run, for loggers.
             max_norm: the limit of clipping; None without one.
-            time_left: seconds from a step to the end of the run.
+            eta: tells the time that is left.
 
         Raises:
             ValueError, ModuleNotFoundError: a logger does not start.
         """
         self.device = next(model.parameters()).device
-        self.time_left = time_left
+        self.eta = eta
         resumed = self._restored is not None
-        self.loggers = open_loggers(self.out, self.config, flags, resumed, self.say)
+        self.loggers = open_loggers(self.out, self.config, resumed, self.say)
         if self.config.norms_every:
             state = None if self._restored is None else self._restored.get("norms")
             every = self.config.norms_every
@@ -168,14 +166,20 @@ class Record:
         if self.loggers:
             self.loggers.image("validation/overlays", sheet(model, samples, SHOWN), step)
 
-    def finish(self, model: TransFuse, samples: Samples, batch_size: int, about: list[str]) -> None:
+    def finish(
+        self,
+        model: TransFuse,
+        samples: Samples,
+        about: list[str],
+        stop: Callable[[], bool],
+    ) -> None:
         """Write curves.png, overlays.png and the report, and close the loggers.
 
         Args:
             model: as it is at the end of training.
             samples: those of the validation.
-            batch_size: images at a time.
             about: what stands below the title of the report.
+            stop: asked before each batch; once it says True the report goes without images.
         """
         if self.norms is not None:
             self.norms.close()
@@ -185,7 +189,7 @@ class Record:
         if self.config.report and not (self.out / "best.pt").exists():
             self.say("no report: no validation gave a Dice, and so there is no best.pt")
         elif self.config.report:
-            write_cases(self.out, samples, self.device, batch_size, about)
+            write_cases(self.out, samples, self.device, self.config.batch_size, about, stop)
             self.say(f"report: {write_report(self.out)}")
         self.loggers.close()
 

@@ -17,7 +17,7 @@ from fastclip.transfuse.data.decoder import in_threads
 from fastclip.transfuse.data.samples import Samples, printable
 from fastclip.transfuse.storage.checkpoint import CheckpointError, require
 
-STATE = ("optimizer", "step", "epoch", "batch", "validated", "seconds", "best_dice", "rng")
+STATE = ("optimizer", "step", "epoch", "batch", "validated", "seconds", "best", "rng")
 DIGEST_BYTES = 16
 SHOWN = 4  # names that an error lists
 
@@ -89,6 +89,11 @@ def sample_digests(samples: Samples) -> dict[str, Any]:
 
     in_threads(read, len(samples))
     return {"names": list(samples.names), "digests": digests}
+
+
+def digests_of(**parts: Samples) -> dict[str, dict[str, Any]]:
+    """`sample_digests` of each part of a data set, by its name."""
+    return {part: sample_digests(samples) for part, samples in parts.items()}
 
 
 def data_digest(parts: Mapping[str, Mapping[str, Any]]) -> str:

@@ -63,7 +63,8 @@ class Saver:
             RunError: a weight is not finite, the folder was taken by another process, or a file
                 could not be written. The checkpoints of before stand.
         """
-        _require_finite(content["weights"], content["step"], self.folder)
+        for weights in (content["weights"], content.get("training_weights", {})):
+            _require_finite(weights, content["step"], self.folder)
         if self.lock is not None and not self.lock.held():
             raise RunError(
                 f"{printable(self.lock.file)} was removed, or another process has taken the "

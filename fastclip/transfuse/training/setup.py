@@ -4,34 +4,42 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-import fastclip
 from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data.samples import Samples, Size
 from fastclip.transfuse.data.split import read_split
 from fastclip.transfuse.measuring.evaluate import load_samples
 from fastclip.transfuse.network.factory import create_model
+from fastclip.transfuse.network.initial import load_initial
 from fastclip.transfuse.network.model import TransFuse
 from fastclip.transfuse.network.pretrained import load_backbones
 from fastclip.transfuse.storage.files import write_csv
-from fastclip.transfuse.training.schedule import Budget
+from fastclip.transfuse.training.schedule import Budget, Schedule
 
 
-def build_model(config: TrainConfig) -> TransFuse:
-    """The network, from ImageNet weights where the configuration names any."""
+def build_model(config: TrainConfig, fresh: bool = True) -> tuple[TransFuse, list[str]]:
+    """The network, and lines about its first weights.
+
+    Args:
+        config: may name weights of both backbones, and a checkpoint that takes their place.
+        fresh: whether such weights are read; not where a run is resumed.
+    """
     model = create_model(config.model, config.classes or 1)
-    if config.pretrained or config.resnet_weights or config.deit_weights:
+    if fresh and (config.pretrained or config.resnet_weights or config.deit_weights):
         load_backbones(model, resnet=config.resnet_weights, deit=config.deit_weights)
-    return model
+    notes = load_initial(model, config.init) if fresh and config.init is not None else []
+    return model, notes
 
 
-def build_optimizer(model: TransFuse, config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam as published or AdamW, over the groups of `fastclip.param_groups`."""
-    groups = fastclip.param_groups(model, lr=config.lr, weight_decay=config.weight_decay)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999), fused=True)
-    return torch.optim.Adam(groups, lr=config.lr, betas=(0.5, 0.999), fused=True)
+def build_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
+    """The schedule of the learning rate, in steps."""
+    return Schedule(
+        config.schedule,
+        config.warmup_steps or round(config.warmup_epochs * steps_per_epoch),
+        floor=config.min_lr / config.lr,
+        power=config.poly_power,
+        decay_steps=max(1, round(config.decay_epochs * steps_per_epoch)),
+        decay_rate=config.decay_rate,
+    )
 
 
 def budget_of(config: TrainConfig, per_epoch: int) -> Budget:

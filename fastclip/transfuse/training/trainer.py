@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,41 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import fastclip
-from fastclip.transfuse.config.checks import (
-    image_size,
-    require_one_process,
-    torch_device,
-    uses_bf16,
-)
+from fastclip.transfuse.config.checks import image_size, require_one_process, torch_device
 from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data.samples import Size
 from fastclip.transfuse.errors import usage_errors
 from fastclip.transfuse.measuring.evaluate import evaluate
-from fastclip.transfuse.network.normalise import normalise
+from fastclip.transfuse.optimization.groups import set_lr
+from fastclip.transfuse.optimization.selection import Best
 from fastclip.transfuse.recording.progress import Eta
 from fastclip.transfuse.recording.record import Record, StopSignals
+from fastclip.transfuse.safety import continuation
 from fastclip.transfuse.safety.bad_steps import BadSteps
 from fastclip.transfuse.safety.claim import Claim, claim_folder
-from fastclip.transfuse.safety.continuation import (
-    budget_flags,
-    data_digest,
-    require_same_data,
-    restoring,
-    sample_digests,
-)
 from fastclip.transfuse.safety.failures import explained
 from fastclip.transfuse.safety.saving import Saver
 from fastclip.transfuse.storage.checkpoint import load_weights
 from fastclip.transfuse.storage.provenance import write_config
 from fastclip.transfuse.training import setup
-from fastclip.transfuse.training.augment import steps_per_epoch, train_batches
-from fastclip.transfuse.training.objective import HEAD_WEIGHTS, head_losses
-from fastclip.transfuse.training.schedule import Budget, lr_factor
+from fastclip.transfuse.training.batches import TrainingBatches
+from fastclip.transfuse.training.profile import Profile
+from fastclip.transfuse.training.schedule import changed_rates
+from fastclip.transfuse.training.step import Learner
 
 INTERRUPTED = 130
 # Attributes of a trainer that are numbers, and go into the checkpoint under their names.
-COUNTERS = ("step", "epoch", "batch", "validated", "best_dice", "best_step")
+COUNTERS = ("step", "epoch", "batch", "validated", "best_step")
 
 
 class Trainer:
@@ -63,7 +52,6 @@ class Trainer:
         size = image_size(config.size, config.model)
         self.config = config = replace(config, size=f"{size[0]}x{size[1]}")
         self.device = torch_device(config.device)
-        self.bf16 = uses_bf16(config.precision, self.device)
         claim = claim_folder(config)
         self.out, self.lock = claim.folder, claim.lock
         try:
@@ -75,39 +63,50 @@ class Trainer:
     def _set_up(self, claim: Claim, size: Size) -> None:
         config = self.config
         self.train_set, self.val_set = setup.load_sets(config, size, self.out)
-        self.data = {"train": sample_digests(self.train_set), "val": sample_digests(self.val_set)}
+        self.data = continuation.digests_of(train=self.train_set, val=self.val_set)
         torch.manual_seed(config.seed)
-        self.model = setup.build_model(config).to(self.device).to(memory_format=torch.channels_last)
-        self.optimizer = setup.build_optimizer(self.model, config)
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.per_epoch = steps_per_epoch(len(self.train_set), config.batch_size)
+        self.record = Record(self.out, self.val_set.source, config)
+        self.model, self.notes = setup.build_model(config, fresh=claim.checkpoint is None)
+        self.model = self.model.to(self.device).to(memory_format=torch.channels_last)
+        self.bad_steps = BadSteps(self.model, config.max_bad_steps, self.out, self.record.say)
+        self.learner = Learner(self.model, config, self.bad_steps)
+        self.optimizer = self.learner.optimizer
+        self.batches = TrainingBatches(self.train_set, config, self.device)
+        self.per_epoch = len(self.batches)
         self.budget = setup.budget_of(config, self.per_epoch)
-        self.head_weights = torch.tensor(HEAD_WEIGHTS, device=self.device)
+        self.schedule = setup.build_schedule(config, self.per_epoch)
         self.step = self.epoch = self.batch = 0  # batch counts within the epoch
         self.validated = 0  # the step of the last validation
         self.scores: dict[str, float] = {}  # of the last validation
-        self.best_dice, self.best_step, self.seconds_before = -1.0, -1, 0.0
+        self.best, self.best_step = Best(config.best_by, config.patience), -1
+        self.seconds_before = 0.0
+        self._begin(claim)
+
+    def _begin(self, claim: Claim) -> None:
+        """Take the place of an earlier run, or go on with it."""
+        config = self.config
         self.saver = Saver(self.out, self.lock, config.interval(), config.keep)
         if claim.checkpoint is not None:
-            with restoring(claim.file):
-                require_same_data(claim.checkpoint, self.data, self.saver.last)
+            with continuation.restoring(claim.file):
+                continuation.require_same_data(claim.checkpoint, self.data, self.saver.last)
         claim.replace_earlier()
-        self.record = Record(self.out, self.val_set.source, config)
-        self.bad_steps = BadSteps(self.model, config.max_bad_steps, self.out, self.record.say)
+        self.profile = Profile(
+            self.device, self.out, self.learner.measure, self.record.say, config.profile
+        )
         self.stop = StopSignals()
         if claim.checkpoint is not None:
-            with restoring(claim.file):
+            with continuation.restoring(claim.file):
                 self._restore(claim.checkpoint)
         setup.write_split(self.out, self.train_set, self.val_set)
         write_config(self.out / "config.yaml", config, **self._made_from())
         self.started = time.monotonic()
-        self.record.begin(
-            self.model,
-            self.optimizer,
-            asdict(config),
-            max_norm=config.clip_norm,
-            time_left=self._time_left(),
-        )
+        eta = Eta(self.step, self.budget.total_steps, self.budget.total_seconds, self.seconds)
+        self.record.begin(self.model, self.optimizer, self.learner.update.limit, eta)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Those that train now."""
+        return self.learner.parameters
 
     def seconds(self) -> float:
         """Time spent on this run, resumed parts together."""
@@ -117,11 +116,11 @@ class Trainer:
         """What describes the run beside its flags."""
         return {
             "data": {
-                "digest": data_digest(self.data),
+                "digest": continuation.data_digest(self.data),
                 "images": {"train": len(self.train_set), "val": len(self.val_set)},
             },
             "device": str(self.device),
-            "precision": "bf16" if self.bf16 else "fp32",
+            "precision": self.learner.precision,
         }
 
     def fit(self) -> int:
@@ -139,32 +138,23 @@ class Trainer:
 
     def _fit(self) -> int:
         # A run stopped between its last step and that step's validation still owes it.
-        while self.validated != self.step or not self._spent():
+        while self.validated != self.step or not (self._spent() or self.best.exhausted()):
             self._train_epoch()
             if self.stop.requested or not self._finish_epoch():
                 return self._interrupted()
-        self.record.finish(self.model, self.val_set, self.config.batch_size, self.about())
+        model = self.learner.evaluated
+        self.record.finish(model, self.val_set, self.about(), lambda: self.stop.requested)
         if self.bad_steps.total:
             self.record.say(f"{self.bad_steps.total} steps were not finite and left out")
-        self.record.say(f"best Dice {self.best_dice:.4f}; everything is in {self.out}")
+        self.record.say(f"{self.best}; everything is in {self.out}")
         return 0
-
-    def _time_left(self) -> Callable[[int], float | None]:
-        eta, budget = Eta(self.step), self.budget
-        limit = budget.total_seconds
-
-        def time_left(step: int) -> float | None:
-            left = None if limit is None else limit - self.seconds()
-            return eta.seconds(step, budget.total_steps, left)
-
-        return time_left
 
     def about(self) -> list[str]:
         """What is trained on what, in a few words each."""
         millions = sum(p.numel() for p in self.parameters) / 1e6
         return [
             f"{self.config.model}, {millions:.1f} M parameters",
-            f"{self.config.size}, {'bf16' if self.bf16 else 'fp32'} on {self.device}",
+            f"{self.config.size}, {self.learner.precision} on {self.device}",
             f"{len(self.train_set)} images of {self.train_set.source}",
             f"{len(self.val_set)} of {self.val_set.source}",
         ]
@@ -173,17 +163,8 @@ class Trainer:
         """Go through what is left of the epoch, or of the budget."""
         if self._spent():
             return
-        config = self.config
-        batches = train_batches(
-            self.train_set,
-            config.batch_size,
-            seed=config.seed,
-            epoch=self.epoch,
-            start=self.batch,
-            augment=config.augment,
-            workers=config.workers,
-        )
-        self.model.train()
+        self.learner.begin_epoch(self.epoch)
+        batches = self.profile.fetched(self.batches.epoch(self.epoch, self.batch))
         with self.record.bar(self.epoch, self.per_epoch, self.batch) as bar:
             for images, masks in batches:
                 lr = self._set_lr()
@@ -202,58 +183,34 @@ class Trainer:
         return self.budget.spent(self.step, self.seconds())
 
     def _set_lr(self) -> float:
-        lr = self._rate(self.budget, self.seconds())
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        return lr
-
-    def _rate(self, budget: Budget, seconds: float) -> float:
-        config, progress = self.config, budget.progress(self.step, seconds)
-        return config.lr * lr_factor(config.schedule, self.step, config.warmup_steps, progress)
+        progress = self.budget.progress(self.step, self.seconds())
+        factor = self.schedule.factor(self.step, progress)
+        set_lr(self.optimizer, factor)
+        return self.config.lr * factor
 
     def train_step(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """One optimizer step.
-
-        Args:
-            images: uint8 [B, 3, H, W]. masks: uint8 [B, C, H, W], 0..255; one channel more than
-                the network has marks pixels that count nowhere.
-
-        Returns:
-            The losses of map_2, map_1 and map_x [3], and the gradient norm before clipping.
+        """One optimizer step: `Learner.step`, whose gradients are finite.
 
         Raises:
             RunError: one more than --max-bad-steps in a row were not finite. After such a step
                 weights and running statistics are as before it.
         """
-        self.bad_steps.begin()
-        images = normalise(images.to(self.device, non_blocking=True))
-        masks = masks.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            maps = self.model(images)
-        losses = head_losses(maps, masks)
-        loss = torch.dot(losses, self.head_weights)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = fastclip.clip_grad_norm_(self.parameters, self.config.clip_norm)
-        if self.bad_steps.accepts(self.step + 1, losses, norm):
-            self.optimizer.step()
-        return losses.detach(), norm
+        return self.learner.step(images, masks, self.step)
 
     def _finish_epoch(self) -> bool:
         """Validate and save; False where a signal cut the validation short."""
-        result = evaluate(
-            self.model, self.val_set, self.config.batch_size, lambda: self.stop.requested
-        )
+        model = self.learner.evaluated
+        result = evaluate(model, self.val_set, self.config.batch_size, lambda: self.stop.requested)
         if result is None:
             return False
         self.record.validated(self.epoch, self.step, self.seconds(), result)
-        self.record.show(self.model, self.val_set, self.step)
+        self.record.show(model, self.val_set, self.step)
         self.validated = self.step
         if self.batch >= self.per_epoch:
             self.epoch, self.batch = self.epoch + 1, 0
         self.scores = {"dice": result.dice, "loss": result.loss}
-        if result.dice > self.best_dice:  # NaN never is
-            self.best_dice, self.best_step = result.dice, self.step
+        if self.best.update(result):
+            self.best_step = self.step
         self.saver.save(self._content())
         return True
 
@@ -271,11 +228,12 @@ class Trainer:
         cuda = self.device.type == "cuda"
         return {
             "model": self.config.model,
-            "weights": self.model.state_dict(),
+            "weights": self.learner.evaluated.state_dict(),
             "config": {k: str(v) if isinstance(v, Path) else v for k, v in config.items()},
             **{name: getattr(self, name) for name in COUNTERS},
             **self.scores,
-            "optimizer": self.optimizer.state_dict(),
+            "best": self.best.state_dict(),
+            **self.learner.state_dict(),
             "seconds": self.seconds(),
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
@@ -285,11 +243,11 @@ class Trainer:
         }
 
     def _restore(self, content: dict[str, Any]) -> None:
-        load_weights(self.model, content, self.saver.last)
-        self.optimizer.load_state_dict(content["optimizer"])
+        load_weights(self.learner.evaluated, content, self.saver.last)
+        self.learner.load_state_dict(content)
+        self.best.load_state_dict(content["best"])
         for name in COUNTERS:
-            now = getattr(self, name)
-            setattr(self, name, type(now)(content.get(name, now)))
+            setattr(self, name, int(content.get(name, getattr(self, name))))
         self.scores = {name: content[name] for name in ("dice", "loss") if name in content}
         self.seconds_before = float(content["seconds"])
         self.record.restore(content["record"])
@@ -301,17 +259,20 @@ class Trainer:
         self.saver.complete(content)
         if self.best_step >= 0 and not self.saver.best.exists():
             self.record.say(f"{self.saver.best} is gone: the best from here on takes its place")
-            self.best_dice, self.best_step = -1.0, -1
+            self.best, self.best_step = Best(self.config.best_by, self.config.patience), -1
 
     def _say_changes(self, before: dict[str, Any]) -> None:
         """Another budget under a decay is another learning rate, from the first step on."""
-        old = setup.budget_of(replace(self.config, **budget_flags(before)), self.per_epoch)
-        rates = [self._rate(budget, self.seconds_before) for budget in (old, self.budget)]
-        if old != self.budget and self.config.schedule != "constant":
+        old = setup.budget_of(
+            replace(self.config, **continuation.budget_flags(before)), self.per_epoch
+        )
+        budgets = old, self.budget
+        if rates := changed_rates(self.schedule, budgets, self.step, self.seconds_before):
+            was, now = (self.config.lr * rate for rate in rates)
             self.record.say(
                 f"the budget was {old} and is {self.budget}: under --schedule "
-                f"{self.config.schedule} the learning rate at step {self.step} is "
-                f"{rates[1]:.2e}, where it was {rates[0]:.2e}"
+                f"{self.config.schedule} the learning rate at step {self.step} is {now:.2e}, where "
+                f"it was {was:.2e}"
             )
 
 
@@ -319,6 +280,6 @@ def run_train(config: TrainConfig) -> int:
     """`fastclip train`: the exit code."""
     with usage_errors(), explained():
         trainer = Trainer(config)
-    trainer.record.say_all(trainer.train_set.notes + trainer.val_set.notes)
+    trainer.record.say_all(trainer.train_set.notes + trainer.val_set.notes + trainer.notes)
     trainer.record.say("; ".join(trainer.about()))
     return trainer.fit()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,18 @@ from fastclip.transfuse.recording.pictures import overlays, write_png
 from fastclip.transfuse.recording.report.cases import Chosen, choose
 from fastclip.transfuse.recording.report.collect import read_report
 from fastclip.transfuse.recording.report.render import render
+from fastclip.transfuse.safety.run_files import CASES, pictures, remove
 from fastclip.transfuse.storage.checkpoint import load_model
 from fastclip.transfuse.storage.files import write_csv, write_file
 
 
 def write_cases(
-    out: Path, samples: Samples, device: torch.device, batch_size: int, about: list[str]
+    out: Path,
+    samples: Samples,
+    device: torch.device,
+    batch_size: int,
+    about: list[str],
+    stop: Callable[[], bool],
 ) -> None:
     """Measure best.pt on every image, and keep what a report needs of it.
 
@@ -34,16 +41,18 @@ def write_cases(
         device: to predict on.
         batch_size: images at a time.
         about: what stands below the title of the report.
+        stop: asked before each batch; where it says True, nothing is written.
     """
     model, content = load_model(out / "best.pt")
     model.to(device)
-    result = evaluate(model, samples, batch_size)
-    assert result is not None
+    result = evaluate(model, samples, batch_size, stop)
+    if result is None:
+        return
     rows = image_rows(samples, result)
     chosen = choose([row["dice"] for row in rows])
     for row in rows:
         row["case"] = ""
-    _write_pictures(out / "cases", model, samples, chosen)
+    _write_pictures(out / CASES, model, samples, chosen)
     for kind, numbers in chosen._asdict().items():
         for place, number in enumerate(numbers, 1):
             rows[number]["case"] = f"{kind}-{place}"
@@ -86,10 +95,9 @@ def run_report(config: ReportConfig) -> int:
 
 
 def _write_pictures(folder: Path, model: TransFuse, samples: Samples, chosen: Chosen) -> None:
+    remove(pictures(folder.parent))  # and the folder, where nothing else is in it
     folder.mkdir(exist_ok=True)
-    for old in folder.glob("*-*.png"):
-        old.unlink()
     for kind, numbers in chosen._asdict().items():
-        pictures: list[np.ndarray] = overlays(model, samples.subset(numbers)) if numbers else []
-        for place, pixels in enumerate(pictures, 1):
+        drawn: list[np.ndarray] = overlays(model, samples.subset(numbers)) if numbers else []
+        for place, pixels in enumerate(drawn, 1):
             write_png(folder / f"{kind}-{place}.png", pixels)

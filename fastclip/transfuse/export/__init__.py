@@ -1,0 +1,1 @@
+"""A trained network in a file that runs without this package."""

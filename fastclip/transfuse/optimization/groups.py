@@ -1,0 +1,76 @@
+"""The optimizer over the groups of `fastclip.param_groups`, and parameters frozen for a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import fastclip
+from fastclip.transfuse.config.train import TrainConfig
+from fastclip.transfuse.network.model import TransFuse
+
+BACKBONES = ("resnet.*", "transformer.*")
+NORMS = nn.modules.batchnorm._BatchNorm
+
+
+def build_groups(model: TransFuse, config: TrainConfig) -> fastclip.ParamGroups:
+    """What decays, at which learning rate each parameter trains, and what is frozen.
+
+    Raises:
+        ValueError: a pattern of --freeze matches nothing, or everything.
+    """
+    scaled = config.backbone_lr_scale != 1.0
+    return fastclip.param_groups(
+        model,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        frozen=config.freeze,
+        lr_scale=dict.fromkeys(BACKBONES, config.backbone_lr_scale) if scaled else None,
+        layer_decay=config.layer_decay,
+    )
+
+
+def build_optimizer(groups: fastclip.ParamGroups, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD, Adam as published, or AdamW; all fused, so that clipping goes into the step."""
+    made: torch.optim.Optimizer
+    if config.optimizer == "sgd":
+        made = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    elif config.optimizer == "adamw":
+        made = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999), fused=True)
+    else:
+        made = torch.optim.Adam(groups, lr=config.lr, betas=(0.5, 0.999), fused=True)
+    keep_peaks(made)
+    return made
+
+
+def keep_peaks(optimizer: torch.optim.Optimizer) -> None:
+    """Note the learning rate of groups that are new as their peak, `initial_lr` as torch has it."""
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give each group its peak learning rate times `factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def thaw(
+    groups: fastclip.ParamGroups, optimizer: torch.optim.Optimizer, patterns: tuple[str, ...]
+) -> list[str]:
+    """Let the frozen parameters train; returns their names."""
+    # cls_token is frozen by the network, not by --freeze, and stays so.
+    names: list[str] = groups.unfreeze(optimizer, patterns)
+    keep_peaks(optimizer)
+    return names
+
+
+def train_mode(model: nn.Module) -> None:
+    """`model.train()`, but for batch norms all of whose parameters are frozen."""
+    model.train()
+    for module in model.modules():
+        own: list[Any] = list(module.parameters(recurse=False))
+        if isinstance(module, NORMS) and own and not any(p.requires_grad for p in own):
+            module.eval()
