@@ -191,6 +191,6 @@ def test_a_second_download_into_one_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"archives is in use by process \d+"):
         download("some", public, tmp_path / "set")
     lock.release()
-    with pytest.raises(DataError, match="holds no"):
+    with pytest.raises(DataError, match="no known layout"):
         download("some", public, tmp_path / "set")
     assert list((tmp_path / "set" / "archives").iterdir()) == []
