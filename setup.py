@@ -60,11 +60,14 @@ def rule(name: str, command: str) -> list[str]:
 
 
 def cuda_command(nvcc: str, host: str) -> str:
-    """nvcc's command: machine code of every architecture that it knows, and PTX."""
+    """nvcc's command: machine code of every architecture that it knows, and PTX of the lowest.
+
+    Drivers make code of PTX for every later card: those between and after the ones named, too.
+    """
     listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout
     archs = [arch for arch in CUDA_ARCHS if f"sm_{arch}" in listed.split()]
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    targets.append(f"-gencode=arch=compute_{archs[0]},code=compute_{archs[0]}")
     flags = [
         "-std=c++17",
         "-O3",

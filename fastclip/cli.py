@@ -31,14 +31,19 @@ COMMANDS = {
         f"{TRANSFUSE}.training.trainer:run_train",
     ),
     "evaluate": Command(
-        "loss, Dice, IoU and accuracy of a checkpoint",
+        "Dice, IoU, distances and more of checkpoints, with intervals",
         f"{TRANSFUSE}.config.evaluation:EvaluateConfig",
-        f"{TRANSFUSE}.measuring.evaluate:run_evaluate",
+        f"{TRANSFUSE}.measuring.command:run_evaluate",
     ),
     "predict": Command(
         "masks and overlays for images",
         f"{TRANSFUSE}.config.prediction:PredictConfig",
         f"{TRANSFUSE}.prediction.predict:run_predict",
+    ),
+    "report": Command(
+        "make report.html of a run again, of a stopped one too",
+        f"{TRANSFUSE}.config.recording:ReportConfig",
+        f"{TRANSFUSE}.recording.report.write:run_report",
     ),
     "info": Command(
         "what a folder of images and masks is understood as, before anyone trains",

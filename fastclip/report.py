@@ -29,17 +29,25 @@ def report() -> str:
         *([f"warning: {other}"] if (other := other_library()) else []),
         "",
     ]
+    devices = _devices()
+    width = max(map(len, devices)) + 2
     for name, op in (
         ("grad_norm", grad_norm),
         ("structure_loss", structure_loss),
         ("clip_value", clip_value),
         ("unit_clip", unit_clip),
     ):
-        for device in ("cpu", "cuda"):
+        for device in devices:
             implementation, reason = op.implementation(device)
             because = f"  (fallback: {reason})" if reason else ""
-            lines.append(f"{name:<16}{device:<6}{implementation}{because}")
+            lines.append(f"{name:<16}{device:<{width}}{implementation}{because}")
     return "\n".join(lines)
+
+
+def _devices() -> list[str]:
+    """The CPU and every GPU; where there is none, what a CUDA device would have."""
+    cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return ["cpu", *(cuda or ["cuda"]), *(["xpu"] if torch.xpu.is_available() else [])]
 
 
 def _core() -> str:

@@ -26,6 +26,7 @@ TensorView numbers(py::handle object, const char* name, DType dtype, int64_t num
 py::dict build_info() {
   py::dict info;
   info["isa"] = cpu::isa_name(cpu::best_isa());
+  info["cuda"] = FASTCLIP_CUDA != 0;
   return info;
 }
 

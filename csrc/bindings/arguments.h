@@ -21,7 +21,7 @@ TensorView cpu_view(py::handle object, const char* name);
 // That, of this dtype and size.
 TensorView numbers(py::handle object, const char* name, DType dtype, int64_t numel);
 
-// {"isa": ...}
+// {"isa": ..., "cuda": ...}
 py::dict build_info();
 
 }  // namespace fastclip

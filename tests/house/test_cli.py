@@ -52,7 +52,7 @@ def test_an_unknown_command_gets_the_choices(capsys: pytest.CaptureFixture[str])
     err = capsys.readouterr().err
     assert err == (
         "fastclip: error: unknown command 'trian': choose from train, evaluate, predict, "
-        "info, download, bench\n"
+        "report, info, download, bench\n"
     )
 
 
@@ -127,7 +127,15 @@ def test_train_evaluate_predict(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     table = tmp_path / "deep" / "scores.csv"
     assert main(["evaluate", "--checkpoint", best, "--data", "synthetic", "--csv", str(table)]) == 0
     assert "synthetic (seed 1), 2 images at 32x48: loss" in capsys.readouterr().out
-    assert table.read_text().splitlines()[0] == "image,dice,iou,accuracy"
+    columns = table.read_text().splitlines()[0].split(",")
+    assert columns[:5] == [
+        "image",
+        "network_size",
+        "dice_own_size",
+        "iou_own_size",
+        "accuracy_own_size",
+    ]
+    assert "dice_network_size" in columns
     assert len(table.read_text().splitlines()) == 3
 
     photos, masks = tmp_path / "photos", tmp_path / "masks"

@@ -137,7 +137,7 @@ def test_a_circle_put_in_by_hand_is_found(sources):
     ("module", "line"),
     [
         ("fastclip.ops.grad_norm.cpu", "from fastclip.clipping import clip"),
-        ("fastclip.kernels.grad_norm.chunk", "from fastclip import native"),
+        ("fastclip.kernels.grad_norm.tile", "from fastclip import native"),
         ("fastclip.benchmark.step", "from fastclip.ops.grad_norm import reference"),
         ("fastclip.transfuse.training.trainer", "from fastclip.ops.grad_norm import dispatch"),
         ("fastclip.groups.rules", "import fastclip.norms.report"),

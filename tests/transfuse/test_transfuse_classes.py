@@ -75,8 +75,9 @@ def test_several_classes_train_and_are_scored_each(
     rows = list(csv.DictReader(table.open()))
     assert len(rows) == 12
     row = rows[0]
-    mean = np.mean([float(row[f"dice_{n}"]) for n in (1, 2, 3)])
-    assert float(row["dice"]) == pytest.approx(mean, abs=1e-5)
+    for at in ("own_size", "network_size"):
+        mean = np.mean([float(row[f"dice_class{n}_{at}"]) for n in (1, 2, 3)])
+        assert float(row[f"dice_{at}"]) == pytest.approx(mean, abs=1e-5)
     assert main([*evaluate, "--instances", "union"]) == 2
     assert "predicts 3 map(s)" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="--classes 3, not 2"):
@@ -165,7 +166,12 @@ def test_test_sets_are_scored_in_one_table(
     assert main([*evaluate, "--split", "test"]) == 0
     out = capsys.readouterr().out
     assert "6 images at 32x48" in out
-    assert [line.split()[0] for line in out.splitlines()[-3:]] == ["CVC-300", "ETIS", "Kvasir"]
+    heads = [line for line in out.splitlines() if "Kvasir" in line]
+    sets = "all (6) CVC-300 (2) ETIS (2) Kvasir (2)"
+    assert [" ".join(head.split()) for head in heads] == [
+        f"own size {sets}",
+        f"network size 32x48 {sets}",
+    ]
 
 
 def test_bad_files_are_left_out_and_written_down(tmp_path: Path) -> None:

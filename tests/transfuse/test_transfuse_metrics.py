@@ -17,6 +17,30 @@ def test_scores_by_hand() -> None:
     assert scores.dice.tolist() == [0.5, 1.0, 0.0, 0.0]  # two empty masks agree: 1, not 2
     assert scores.iou.tolist() == [pytest.approx(1 / 3), 1.0, 0.0, 0.0]
     assert scores.accuracy.tolist() == [0.5, 1.0, 0.75, 0.5]
+    assert scores.precision.tolist() == [0.5, 1.0, 0.0, 0.0]
+    assert scores.sensitivity.tolist() == [0.5, 1.0, 0.0, 0.0]
+    assert scores.specificity.tolist() == [0.5, 1.0, 0.75, 1.0]
+
+
+def test_where_no_background_is_left() -> None:
+    full, nothing = torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4, dtype=torch.bool)
+    half = torch.tensor([[True, True, False, False]])
+    assert [float(values) for values in binary_scores(full, full)] == [1.0] * 6
+    assert float(binary_scores(half, full).specificity) == 0  # background where there is none
+    assert float(binary_scores(full, half).specificity) == 0
+    assert [float(values) for values in binary_scores(full, nothing)] == [0.0] * 6
+    assert [float(values) for values in binary_scores(nothing, full)] == [0.0] * 6
+
+
+def test_counts_of_a_photograph_are_exact() -> None:
+    """float32 holds whole numbers up to 2^24: 16.8 megapixels."""
+    guess = torch.ones(1, 2**25, dtype=torch.bool)
+    truth = guess.clone()
+    truth[0, 0] = False
+    scores = binary_scores(guess, truth)
+    assert float(scores.precision) == pytest.approx(1 - 2**-25, abs=2**-25)
+    assert float(scores.specificity) == 0
+    assert float(binary_scores(guess, guess).dice) == 1
 
 
 def test_scores_agree_with_torchmetrics() -> None:
@@ -31,8 +55,12 @@ def test_scores_agree_with_torchmetrics() -> None:
         dice = functional.f1_score(*pair, task="binary")
         iou = functional.jaccard_index(*pair, task="binary")
         accuracy = functional.accuracy(*pair, task="binary")
-        ours = torch.stack([scores.dice[row], scores.iou[row], scores.accuracy[row]])
-        assert torch.allclose(ours, torch.stack([dice, iou, accuracy]))
+        precision = functional.precision(*pair, task="binary")
+        recall = functional.recall(*pair, task="binary")
+        specificity = functional.specificity(*pair, task="binary")
+        ours = torch.stack([values[row] for values in scores])
+        theirs = torch.stack([dice, iou, accuracy, precision, recall, specificity])
+        assert torch.allclose(ours, theirs)
 
 
 def test_scores_refuse_other_masks() -> None:

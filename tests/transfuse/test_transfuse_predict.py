@@ -17,6 +17,7 @@ from PIL import Image
 from fastclip.cli import main
 from fastclip.transfuse import create_model
 from fastclip.transfuse.errors import RunError
+from fastclip.transfuse.prediction.ensemble import Ensemble, Member
 from fastclip.transfuse.prediction.predict import predict_probabilities
 from fastclip.transfuse.storage.checkpoint import FORMAT, CheckpointError, load_model
 from fastclip.transfuse.storage.files import write_file
@@ -137,11 +138,12 @@ def test_probabilities_and_flips(
     assert stored.dtype == np.uint16
     model, _ = load_model(weights)
     image = pair(0)[0]
-    (flipped,) = predict_probabilities(model, [image], (96, 128), "flips")
+    flips = Ensemble([Member(model, (96, 128))], "flips")
+    (flipped,) = predict_probabilities(flips, [image])
     assert np.abs(stored / 65535 - flipped[0]).max() < 1e-3
-    (mirrored,) = predict_probabilities(model, [image[:, ::-1].copy()], (96, 128), "flips")
+    (mirrored,) = predict_probabilities(flips, [image[:, ::-1].copy()])
     assert np.abs(mirrored[..., ::-1] - flipped).max() < 1e-4
-    (single,) = predict_probabilities(model, [image], (96, 128))
+    (single,) = predict_probabilities(Ensemble([Member(model, (96, 128))]), [image])
     assert np.abs(single - flipped).max() > 1e-4
 
 

@@ -72,7 +72,7 @@ def test_a_run_writes_everything_and_says_it_is_synthetic(
     files = {file.name for file in tmp_path.iterdir()}
     assert files == {
         *("best.pt", "last.pt", "metrics.csv", "steps.csv", "curves.png", "overlays.png"),
-        "config.yaml",
+        *("config.yaml", "images.csv", "cases", "report.json", "report.html", "norms.csv"),
     }
     (row,) = csv.DictReader((tmp_path / "metrics.csv").open())
     assert row["step"] == "3"
@@ -176,12 +176,12 @@ def test_resume_refuses_another_run(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights(tmp_path: Path) -> None:
     Trainer(tiny(tmp_path, max_steps=1)).fit()
     before = (tmp_path / "last.pt").read_bytes()
-    trainer = Trainer(tiny(tmp_path, resume=True))
+    trainer = Trainer(tiny(tmp_path, resume=True, max_bad_steps=0))
     weight = trainer.model.final_2[1].conv.weight
     kept = trainer.model.up1.conv.double_conv[0].weight.clone()
     with torch.no_grad():
         weight.fill_(float("nan"))
-    with pytest.raises(RunError, match=r"not finite at step 1: loss of map_2 nan.*lower --lr"):
+    with pytest.raises(RunError, match=r"step 2 is not finite: loss nan .*lower --lr"):
         trainer.fit()
     assert torch.equal(trainer.model.up1.conv.double_conv[0].weight, kept)
     assert (tmp_path / "last.pt").read_bytes() == before

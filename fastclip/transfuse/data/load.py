@@ -59,7 +59,19 @@ def load_split(
     read = cache.read_items if options.cache else read_items
     samples = read(items, size, options, problems)
     notes = [f"{label} {split}: {found.layout}", *skipped_notes(found), *samples.notes]
-    return replace(samples, source=f"{label} {split}", notes=notes)
+    by_name = {item.name: item for item in items}
+    return replace(
+        samples,
+        source=f"{label} {split}",
+        notes=notes,
+        items=[by_name[name] for name in samples.names],
+    )
+
+
+def names_of(data: str | Sequence[str], split: str, how: Partition) -> set[str]:
+    """Names of one part of a data set, of which nothing is decoded."""
+    found = find_all([data] if isinstance(data, str) else list(data))
+    return {item.name for item in select(found.items, split, how)}
 
 
 def source_name(data: str | Sequence[str]) -> str:

@@ -6,9 +6,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from fastclip.transfuse.data.names import Item
 
 Size = tuple[int, int]  # H, W
 LISTED = 50  # problems that one error spells out
@@ -30,6 +34,7 @@ class Samples:
     notes: list[str] = field(default_factory=list)  # how the files were read, for the user
     sets: list[str] = field(default_factory=list)  # of each sample, where there are several sets
     left_out: list[str] = field(default_factory=list)  # what could not be read, and why
+    items: list[Item] = field(default_factory=list)  # where each lies, for those read from files
 
     def __len__(self) -> int:
         return len(self.names)
@@ -49,6 +54,7 @@ class Samples:
         names = [self.names[row] for row in rows]
         ignored = None if self.ignored is None else self.ignored[rows]
         sets = [self.sets[row] for row in rows] if self.sets else []
+        items = [self.items[row] for row in rows] if self.items else []
         return replace(
             self,
             images=self.images[rows],
@@ -56,6 +62,7 @@ class Samples:
             names=names,
             ignored=ignored,
             sets=sets,
+            items=items,
         )
 
 

@@ -8,73 +8,68 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from fastclip.transfuse.config.checks import image_size, torch_device
+from fastclip.transfuse.config.checks import torch_device
 from fastclip.transfuse.config.prediction import PredictConfig
+from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data.decoder import in_threads, resize
 from fastclip.transfuse.data.formats import Plane
 from fastclip.transfuse.data.images import read_image
 from fastclip.transfuse.data.options import Intensity
 from fastclip.transfuse.data.samples import DataError, Size, printable
-from fastclip.transfuse.errors import usage_errors
+from fastclip.transfuse.errors import RunError, usage_errors
 from fastclip.transfuse.network.model import TransFuse
-from fastclip.transfuse.network.normalise import normalise
+from fastclip.transfuse.prediction.ensemble import (
+    NO_PREDICTION,
+    Ensemble,
+    Member,
+    load_ensemble,
+    mean_probability,
+)
 from fastclip.transfuse.prediction.inputs import find_images
 from fastclip.transfuse.recording.pictures import PREDICTION, tint_all, write_png
-from fastclip.transfuse.storage.checkpoint import load_model, trained_config
 
 ENDINGS = {"masks": "_mask.png", "probabilities": "_prob.png", "overlays": "_overlay.png"}
-FLIPS = ((), (3,), (2,), (2, 3))  # axes of [B, C, H, W]
 
 
-@torch.no_grad()
-def predict_probabilities(
-    model: TransFuse, images: list[np.ndarray], size: Size, tta: str = "none"
-) -> list[np.ndarray]:
-    """Segment images at the size of training, and bring the maps back to the images' sizes.
+def predict_probabilities(ensemble: Ensemble, images: list[np.ndarray]) -> list[np.ndarray]:
+    """Segment images at the sizes of training, and bring the maps back to the images' sizes.
 
     Args:
-        model: in eval mode, on any device.
+        ensemble: on any device.
         images: uint8 [H, W, 3] each, of any sizes.
-        size: (H, W) that the model was trained at.
-        tta: 'flips' averages the probabilities of the image and its three mirror images.
 
     Returns:
-        float32 [C, H, W] of each image.
+        float32 [C, H, W] of each image; NaN where the network gives none.
     """
-    device = next(model.parameters()).device
-    small = np.stack([resize(Image.fromarray(image), size) for image in images])
-    batch = normalise(torch.from_numpy(small).permute(0, 3, 1, 2).to(device))
-    if tta == "none":
-        return [
-            _enlarge(logits, image).sigmoid().cpu().numpy()
-            for logits, image in zip(model(batch)[2], images, strict=True)
-        ]
-    flips = [model(batch.flip(axes))[2].flip(axes) for axes in FLIPS]
+    views = ensemble.logits({size: _batch(images, size) for size in ensemble.sizes})
     return [
-        torch.stack([_enlarge(logits[row], image).sigmoid() for logits in flips])
-        .mean(0)
-        .cpu()
-        .numpy()
+        mean_probability([view[row] for view in views], image.shape[:2]).cpu().numpy()
         for row, image in enumerate(images)
     ]
 
 
-def _enlarge(logits: Tensor, image: np.ndarray) -> Tensor:
-    """[C, h, w] at the image's size."""
-    size = image.shape[:2]
-    return F.interpolate(logits[None].float(), size, mode="bilinear", align_corners=False)[0]
+def _batch(images: list[np.ndarray], size: Size) -> Tensor:
+    """uint8 [B, 3, H, W], of (H, W) `size`."""
+    small = np.stack([resize(Image.fromarray(image), size) for image in images])
+    return torch.from_numpy(small).permute(0, 3, 1, 2)
 
 
 def predict_mask(
     model: TransFuse, image: np.ndarray, size: Size, threshold: float = 0.5
 ) -> np.ndarray:
-    """The mask of one image uint8 [H, W, 3] by a model of one map: bool [H, W]."""
-    return predict_probabilities(model, [image], size)[0][0] >= threshold
+    """The mask of one image uint8 [H, W, 3] by a model of one map: bool [H, W].
+
+    Raises:
+        RunError: the network gives NaN or infinity.
+    """
+    (probabilities,) = predict_probabilities(Ensemble([Member(model, size)]), [image])
+    if not np.isfinite(probabilities).all():
+        raise RunError(NO_PREDICTION)
+    return probabilities[0] >= threshold
 
 
 def write_results(
@@ -142,28 +137,39 @@ def run_predict(config: PredictConfig) -> int:
         device = torch_device(config.device)
         config.check()
         found = find_images(config.images, config.out, config.recursive)
-        model, content = load_model(config.checkpoint, config.model)
-        trained = trained_config(content)
-        size = image_size(trained.size, content["model"])
+        ensemble, trained = load_ensemble(
+            config.checkpoint, config.model, tta=config.tta, scales=config.tta_scales
+        )
+        intensity = config.intensity or _intensity(trained)
         config.out.mkdir(parents=True, exist_ok=True)
-    classes = model.num_classes
+    classes = ensemble.classes
     todo = [(config.out / name, plane) for name, plane in found.planes.items()]
     if not config.overwrite:
         todo = [(stem, plane) for stem, plane in todo if not _exists(stem, config, classes)]
-    model.to(device)
+    ensemble.to(device)
     bad: list[str] = []
     with tqdm(total=len(todo), unit="image", disable=not sys.stderr.isatty()) as bar:
         for batch in _batches(todo, config.batch_size):
-            intensity = config.intensity or trained.intensity
             images = _read([plane for _, plane in batch], intensity, bad)
-            pairs = [(s, i) for (s, _), i in zip(batch, images, strict=True) if i is not None]
-            if pairs:
-                maps = predict_probabilities(model, [i for _, i in pairs], size, config.tta)
-                for (stem, image), probabilities in zip(pairs, maps, strict=True):
-                    write_results(stem, image, probabilities, config)
+            found_ones = [(*one, i) for one, i in zip(batch, images, strict=True) if i is not None]
+            if found_ones:
+                maps = predict_probabilities(ensemble, [image for *_, image in found_ones])
+                for (stem, plane, image), probabilities in zip(found_ones, maps, strict=True):
+                    if np.isfinite(probabilities).all():
+                        write_results(stem, image, probabilities, config)
+                    else:
+                        bad.append(f"{plane}: {NO_PREDICTION}")
             bar.update(len(batch))
     _report(config, len(todo) - len(bad), len(found.planes) - len(todo), found.skipped, bad)
     return 1 if bad else 0
+
+
+def _intensity(trained: list[TrainConfig]) -> Intensity:
+    """As in training; ValueError where the networks were trained differently."""
+    kinds = {config.intensity for config in trained}
+    if len(kinds) > 1:
+        raise ValueError("--checkpoint names networks trained with either --intensity: give one")
+    return kinds.pop()
 
 
 def _report(

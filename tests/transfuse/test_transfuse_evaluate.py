@@ -1,0 +1,350 @@
+"""`fastclip evaluate`: both sizes, intervals, tables, comparisons, and images that are held out."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import needs_train  # noqa: F401
+import numpy as np
+import pytest
+import torch
+from pairs import SIZE, gray, pair, write
+from PIL import Image
+
+from fastclip.cli import main
+from fastclip.transfuse import create_model
+from fastclip.transfuse.config.train import TrainConfig
+from fastclip.transfuse.data.synthetic import synthetic_samples
+from fastclip.transfuse.measuring.evaluate import evaluate
+from fastclip.transfuse.storage.checkpoint import FORMAT, load_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def checkpoint(file: Path, seed: int = 0, data: str = "set", **config: Any) -> Path:
+    """A network that was not trained, dressed as a checkpoint of a run."""
+    torch.manual_seed(seed)
+    weights = create_model("transfuse_t").state_dict()
+    settings = {"data": data, "model": "transfuse_t", "size": "32x48", **config}
+    content = {"format": FORMAT, "model": "transfuse_t", "weights": weights, "config": settings}
+    torch.save(content, file)
+    return file
+
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Run:
+    """Runs the command; returns what it writes as JSON."""
+
+    def run(*arguments: object, code: int = 0) -> dict[str, Any]:
+        file = tmp_path / "found.json"
+        command = ["evaluate", *map(str, arguments), "--json", str(file)]
+        assert main(command) == code
+        return json.loads(file.read_text()) if code == 0 else {}
+
+    return run
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> tuple[str, ...]:
+    """Arguments of a checkpoint on six pairs of twice the network's size."""
+
+    def twice(array: np.ndarray) -> Image.Image:
+        picture = gray(array) if array.dtype == bool else Image.fromarray(array)
+        return picture.resize((2 * SIZE[1], 2 * SIZE[0]), Image.Resampling.NEAREST)
+
+    write(tmp_path / "set", count=6, draw=twice, draw_image=twice)
+    file = checkpoint(tmp_path / "one.pt")
+    return ("--checkpoint", str(file), "--data", str(tmp_path / "set"), "--split", "all")
+
+
+def test_both_sizes_are_given_and_named_apart(
+    tmp_path: Path, measured: Run, sample: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = measured(*sample, "--csv", tmp_path / "rows.csv")["all"]
+    rows = list(csv.DictReader((tmp_path / "rows.csv").open()))
+    assert len(rows) == 6
+    head = capsys.readouterr().out.splitlines()[-10]
+    assert head.split() == ["own", "size", "network", "size", "32x48"]
+    for size in ("own_size", "network_size"):
+        assert list(found[size]) == [
+            *("dice", "iou", "accuracy", "precision", "sensitivity", "specificity"),
+            *("mae", "hd95", "surface_dice"),
+        ]
+        for name, interval in found[size].items():
+            values = [float(row[f"{name}_{size}"]) for row in rows]
+            assert interval["mean"] == pytest.approx(np.mean(values), rel=1e-4)
+            assert interval["low"] <= interval["mean"] <= interval["high"]
+    # Twice the size, so twice the distances, and not the same figures.
+    ratio = found["own_size"]["hd95"]["mean"] / found["network_size"]["hd95"]["mean"]
+    assert 1.7 < ratio < 2.3
+
+
+def test_the_own_size_is_that_of_predict(
+    tmp_path: Path, measured: Run, sample: tuple[str, ...]
+) -> None:
+    """Masks that predict writes score as evaluate says, at the size of the stored masks."""
+    measured(*sample, "--csv", tmp_path / "rows.csv", "--threshold", "0.45")
+    out = tmp_path / "out"
+    command = ["predict", *sample[:2], "--images", str(tmp_path / "set" / "images")]
+    assert main([*command, "--out", str(out), "--threshold", "0.45"]) == 0
+    for row in csv.DictReader((tmp_path / "rows.csv").open()):
+        mask = np.asarray(Image.open(out / f"{row['image']}_mask.png")) > 0
+        truth = np.asarray(Image.open(tmp_path / "set" / "masks" / f"{row['image']}.png")) > 0
+        assert mask.shape == (2 * SIZE[0], 2 * SIZE[1])
+        dice = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
+        assert float(row["dice_own_size"]) == pytest.approx(dice, abs=1e-5)
+
+
+def test_the_tolerance_of_the_surface_dice(measured: Run, sample: tuple[str, ...]) -> None:
+    narrow, wide = (
+        measured(*sample, "--surface-tolerance", tolerance)["all"]["own_size"]["surface_dice"]
+        for tolerance in ("0", "100")
+    )
+    assert narrow["mean"] < 0.5
+    assert wide["mean"] == 1
+
+
+def test_ignored_pixels_change_no_figure(tmp_path: Path, measured: Run) -> None:
+    file = checkpoint(tmp_path / "one.pt")
+    found = []
+    for name, value in (("a", False), ("b", True)):
+
+        def draw(mask: np.ndarray, value: bool = value) -> Image.Image:
+            stored = mask.astype(np.uint8)
+            stored[:4, :8] = value
+            stored[4:9] = 7
+            return Image.fromarray(stored)
+
+        def without(mask: np.ndarray, draw: Any = draw) -> Image.Image:
+            stored = np.asarray(draw(mask)).copy()
+            stored[:4] = 7
+            return Image.fromarray(stored)
+
+        write(tmp_path / name, count=3, draw=without)
+        found.append(
+            measured(
+                *("--checkpoint", file, "--data", tmp_path / name),
+                *("--split", "all", "--ignore", "7"),
+            )["all"]
+        )
+    assert found[0] == found[1]
+
+
+def test_a_model_of_nan_scores_nothing(
+    tmp_path: Path, measured: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "set", count=2, draw=lambda mask: gray(np.zeros_like(mask)))
+    file = checkpoint(tmp_path / "nan.pt")
+    content = torch.load(file, weights_only=True)
+    content["weights"]["final_2.1.conv.bias"].fill_(float("nan"))
+    torch.save(content, file)
+    command = ("--checkpoint", file, "--data", tmp_path / "set", "--split", "all")
+    measured(*command, code=1)
+    assert "case00, case01: the network gives NaN" in capsys.readouterr().err
+    measured(*command[:-1], "val", "--threshold-search", code=1)
+    good = checkpoint(tmp_path / "good.pt")
+    measured("--checkpoint", good, file, *command[2:], code=1)
+
+
+def test_a_model_of_nan_has_no_validation_score() -> None:
+    model = create_model("transfuse_t").eval()
+    samples = synthetic_samples(3, (32, 32), seed=0)
+    samples.masks.zero_()
+    fine = evaluate(model, samples)
+    assert fine is not None
+    assert 0 <= fine.mae <= 1
+    with torch.no_grad():
+        model.final_2[1].conv.bias.fill_(float("nan"))
+    result = evaluate(model, samples)
+    assert result is not None
+    for name in ("dice", "iou", "accuracy", "precision", "sensitivity", "specificity", "mae"):
+        assert np.isnan(getattr(result, name)), name
+    assert result.per_image.dice.isnan().all()
+
+
+def test_a_threshold_is_searched_on_validation_images_only(
+    tmp_path: Path, measured: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "set" / "val", count=4)
+    write(tmp_path / "set" / "test", count=2)
+    file = checkpoint(tmp_path / "one.pt")
+    command = ("--checkpoint", file, "--data", tmp_path / "set")
+    found = measured(*command, "--threshold-search")
+    assert found["threshold_searched"]
+    best = found["all"]["own_size"]["dice"]["mean"]
+    others = [
+        measured(*command, "--threshold", f"{t:.2f}")["all"]["own_size"]["dice"]["mean"]
+        for t in (0.1, 0.5, 0.9)
+    ]
+    assert max(others) <= best + 1e-6
+    assert min(others) < best - 0.01
+    again = measured(*command, "--threshold", found["threshold"])
+    assert again["all"] == found["all"]
+    capsys.readouterr()
+    for split in ("test", "train", "all"):
+        measured(*command, "--threshold-search", "--split", split, code=2)
+        assert "chooses on validation images" in capsys.readouterr().err
+    measured(*command, "--threshold-search", "--threshold", "0.3", code=2)
+    measured(*command, "--threshold-search", "--against", file, code=2)
+
+
+def test_two_runs_are_compared_on_the_same_images(
+    tmp_path: Path, measured: Run, sample: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = checkpoint(tmp_path / "two.pt", seed=5)
+    one = measured(*sample, "--csv", tmp_path / "one.csv")
+    two = measured("--checkpoint", other, *sample[2:])
+    found = measured("--checkpoint", other, *sample[2:], "--against", sample[1])
+    text = capsys.readouterr().out
+    assert f"minus {sample[1]}, on the same images (paired bootstrap)" in text
+    for size in ("own_size", "network_size"):
+        for name, difference in found["difference"]["all"][size].items():
+            mean = two["all"][size][name]["mean"] - one["all"][size][name]["mean"]
+            assert difference["mean"] == pytest.approx(mean, abs=1e-9)
+            assert difference["low"] <= difference["mean"] <= difference["high"]
+            assert 0 < difference["p_value"] <= 1
+    from_file = measured("--checkpoint", other, *sample[2:], "--against", tmp_path / "one.csv")
+    for name, difference in from_file["difference"]["all"]["own_size"].items():
+        live = found["difference"]["all"]["own_size"][name]
+        assert difference["mean"] == pytest.approx(live["mean"], abs=1e-12)
+    itself = measured(*sample, "--against", sample[1])["difference"]["all"]["own_size"]["dice"]
+    assert itself == {"mean": 0, "low": 0, "high": 0, "p_value": 1}
+
+
+def test_runs_of_two_sizes_are_compared_at_the_own_size_alone(
+    tmp_path: Path, measured: Run, sample: tuple[str, ...]
+) -> None:
+    other = checkpoint(tmp_path / "two.pt", size="48x64")
+    found = measured(*sample, "--against", other)["difference"]["all"]
+    assert list(found) == ["own_size"]
+    measured("--checkpoint", other, *sample[1:2], *sample[2:], code=2)
+    both = measured("--checkpoint", other, sample[1], *sample[2:], "--size", "32x48")
+    assert len(both["checkpoints"]) == 2
+
+
+def test_scores_of_other_images_are_refused(
+    tmp_path: Path, measured: Run, sample: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured(*sample, "--csv", tmp_path / "one.csv")
+    lines = (tmp_path / "one.csv").read_text().splitlines()
+    files = {
+        "fewer.csv": ("\n".join(lines[:-1]), "no scores of 1 of 6 images (case05)"),
+        "other.csv": ("a,b\n1,2\n", "lacks the columns"),
+        "nan.csv": (
+            "image,dice_own_size\n" + "".join(f"case0{k},nan\n" for k in range(6)),
+            "finite",
+        ),
+        "text.csv": ("image,dice_own_size\n" + "".join(f"case0{k},x\n" for k in range(6)), "'x'"),
+    }
+    for name, (text, message) in files.items():
+        (tmp_path / name).write_text(text)
+        measured(*sample, "--against", tmp_path / name, code=2)
+        err = capsys.readouterr().err
+        assert name in err
+        assert message in err
+    measured(*sample, "--against", tmp_path / "absent.csv", code=2)
+
+
+def test_folds_are_not_validated_on_what_they_were_trained_on(
+    tmp_path: Path, measured: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "set", count=12)
+    one, two = (checkpoint(tmp_path / f"{k}.pt", fold=f"{k}/3") for k in (1, 2))
+    data = ("--data", tmp_path / "set")
+    own = measured("--checkpoint", one, *data)
+    assert 0 < own["all"]["images"] < 12
+    capsys.readouterr()
+    measured("--checkpoint", one, two, *data, code=2)
+    err = capsys.readouterr().err
+    assert "2.pt held out other images" in err
+    assert "--split test" in err
+    measured("--checkpoint", one, *data, "--fold", "2/3", code=2)
+    measured("--checkpoint", one, *data, "--against", two, code=2)
+    write(tmp_path / "set" / "test", count=2)
+    assert measured("--checkpoint", one, two, *data, "--split", "all")["all"]["images"]
+
+
+def test_slices_of_a_patient_are_drawn_together(tmp_path: Path, measured: Run) -> None:
+    write(tmp_path / "set", count=8, stem="p{:02d}")
+    file = checkpoint(tmp_path / "one.pt")
+    command = ("--checkpoint", file, "--data", tmp_path / "set", "--split", "all")
+    assert measured(*command)["all"]["independent"] == 8
+    assert measured(*command, "--group-by", "^p0([0-3])?")["all"]["independent"] == 5
+
+
+def test_json_alone_goes_to_the_standard_output(
+    sample: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", *sample, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["all"]["images"] == 6
+
+
+def test_saliency_measures_stand_beside_the_others(
+    tmp_path: Path, measured: Run, sample: tuple[str, ...]
+) -> None:
+    pytest.importorskip("py_sod_metrics", reason="needs fastclip-torch[polyp]")
+    found = measured(*sample, "--saliency", "--csv", tmp_path / "rows.csv")["all"]["own_size"]
+    names = ["weighted_f", "s_measure", "e_measure_mean", "e_measure_max"]
+    assert list(found)[-4:] == names
+    assert found["e_measure_max"]["mean"] >= found["e_measure_mean"]["mean"]
+    again = measured(*sample, "--saliency", "--against", tmp_path / "rows.csv")["difference"]
+    assert again["all"]["own_size"]["s_measure"]["p_value"] == 1
+    assert measured(*sample, "--saliency", "--ignore", "7", code=2) == {}
+
+
+def test_images_are_read_as_in_training(tmp_path: Path, measured: Run) -> None:
+    """16 bits of which few are used: by the range of the dtype they are nearly black."""
+
+    def deep(array: np.ndarray) -> Image.Image:
+        return Image.fromarray(array[..., 0].astype(np.uint16) * 4)
+
+    write(tmp_path / "set", count=4, draw_image=deep)
+    found = [
+        measured("--data", tmp_path / "set", "--split", "all", *rest)["loss_network_size"]
+        for rest in (
+            ("--checkpoint", checkpoint(tmp_path / "p.pt", intensity="percentile")),
+            ("--checkpoint", checkpoint(tmp_path / "d.pt"), "--intensity", "percentile"),
+            ("--checkpoint", checkpoint(tmp_path / "d.pt")),
+        )
+    ]
+    assert found[0] == found[1]
+    assert abs(found[0] - found[2]) > 1e-4
+
+
+def test_the_fields_of_a_checkpoint_are_those_of_a_run() -> None:
+    """What `checkpoint` above stores is a part of what runs store."""
+    assert {"data", "model", "size", "fold", "intensity"} <= set(TrainConfig.__dataclass_fields__)
+    assert pair(0)[0].shape[:2] == SIZE
+
+
+@pytest.mark.slow
+def test_a_fold_trains_and_is_kept(tmp_path: Path, measured: Run) -> None:
+    """The three folds hold out every image once, and each checkpoint knows its own."""
+    data = write(tmp_path / "set", count=15)
+    command = ["train", "--data", str(data), "--model", "transfuse_t", "--size", "32x48"]
+    command += ["--batch-size", "4", "--max-steps", "1"]
+    held_out = []
+    for k in (1, 2, 3):
+        out = tmp_path / str(k)
+        assert main([*command, "--fold", f"{k}/3", "--out", str(out)]) == 0
+        sides = {row["image"]: row["split"] for row in csv.DictReader((out / "split.csv").open())}
+        held_out.append({name for name, side in sides.items() if side == "val"})
+        assert len(sides) == 15
+        assert load_checkpoint(out / "best.pt")["config"]["fold"] == f"{k}/3"
+        found = measured("--checkpoint", out / "best.pt", "--data", data)
+        assert {row["image"] for row in found["per_image"]} == held_out[-1]
+    assert set.union(*held_out) == set(sides)
+    assert sum(map(len, held_out)) == 15
