@@ -61,15 +61,21 @@ double grad_norm(TensorList& list, double p) {
   return total;
 }
 
-void grad_norms(TensorList& list, const std::vector<double>& orders, py::handle norms) {
+void grad_norms(TensorList& list, const std::vector<double>& orders, py::handle norms,
+                py::handle stats) {
   require(list.on_cpu(), "tensors must be on the CPU");
   list.keep_memory();
   list.refresh();
   const int64_t count = static_cast<int64_t>(orders.size() * list.tensors().size());
   const TensorView view = numbers(norms, "norms", DType::kF64, count);
+  double (*rows)[4] = nullptr;
+  if (!stats.is_none()) {
+    const int64_t four = 4 * static_cast<int64_t>(list.tensors().size());
+    rows = static_cast<double (*)[4]>(numbers(stats, "stats", DType::kF64, four).data);
+  }
   const Unlocked unlocked;
   std::vector<double> totals(orders.size());
-  cpu::NormPass(orders).finish(list, totals.data(), static_cast<double*>(view.data));
+  cpu::NormPass(orders).finish(list, totals.data(), static_cast<double*>(view.data), rows);
 }
 
 void scale_grads(TensorList& list, double factor) {

@@ -21,7 +21,8 @@ py::list tensors_of(const TensorList& list);
 double grad_norm(TensorList& list, double p);
 
 // The norm of each tensor for each order, into `norms` (float64, [orders, tensors]).
-void grad_norms(TensorList& list, const std::vector<double>& orders, py::handle norms);
+void grad_norms(TensorList& list, const std::vector<double>& orders, py::handle norms,
+                py::handle stats);
 
 // Scales whatever the factor is, and moves the tensors' versions.
 void scale_grads(TensorList& list, double factor);

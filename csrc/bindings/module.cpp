@@ -59,7 +59,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("cuda_scale_each", &fastclip::cuda_scale_each);
   m.def("cuda_clamp", &fastclip::cuda_clamp);
   m.def("grad_norm", &fastclip::grad_norm);
-  m.def("grad_norms", &fastclip::grad_norms);
+  m.def("grad_norms", &fastclip::grad_norms, py::arg("tensors"), py::arg("orders"),
+        py::arg("norms"), py::arg("stats") = py::none());
   m.def("scale_grads", &fastclip::scale_grads);
   m.def("scale_each", &fastclip::scale_each);
   m.def("clip_grads", &fastclip::clip_grads);

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastclip import names as model_names
 from fastclip.norms.named import HOLDS, Named, named_pairs
 from fastclip.norms.orders import has_norm, norms_of, total_of
-from fastclip.norms.stats import TensorStats, stats_of
+from fastclip.norms.stats import TensorStats, norms_and_stats_of
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def grad_norms(
     Args:
         model_or_named_parameters: a module, or (name, parameter) pairs.
         norm_type: p of the p-norm, or several: one report each, on the CPU from one read of memory.
-        stats: also mean, standard deviation, min and max, for which torch reads each tensor again,
-            as a float64 copy. Not of complex tensors.
+        stats: also mean, standard deviation, min and max: of plain CPU tensors from the same read;
+            elsewhere torch reads each again, as a float64 copy. Not of complex tensors.
 
     Returns:
         A :class:`NormReport`, or a tuple of them for several norm types.
@@ -177,10 +177,13 @@ def _reports(
     tensors = [tensor for _, tensor in named if has_norm(tensor)]
     if stats and (found := [n for n, t in zip(names, tensors, strict=True) if t.is_complex()]):
         raise TypeError(f"stats=True: {found[0]} is complex, and has no largest element")
-    moments = stats_of(tensors) if stats else None
+    if stats:
+        rows, moments = norms_and_stats_of(tensors, *orders)
+    else:
+        rows, moments = norms_of(tensors, *orders), None
     reports = tuple(
         NormReport(names, row, p, skipped, without_grad, moments)
-        for row, p in zip(norms_of(tensors, *orders), orders, strict=True)
+        for row, p in zip(rows, orders, strict=True)
     )
     return reports if several else reports[0]
 

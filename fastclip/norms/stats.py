@@ -9,6 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastclip.norms.orders import norms_of
+from fastclip.ops.grad_norm.backends import collect
+from fastclip.ops.grad_norm.cpu import CpuGrads
 from fastclip.ops.grad_norm.reference import moved
 from fastclip.ops.grad_norm.sorting import is_dtensor
 
@@ -25,6 +28,14 @@ class TensorStats(NamedTuple):
     def abs_max(self) -> float:
         """The largest magnitude."""
         return max(abs(self.min), abs(self.max)) if self.min == self.min else math.nan
+
+
+def norms_and_stats_of(tensors: Sequence[Tensor], *orders: float) -> tuple[Tensor, Tensor]:
+    """`norms_of` [orders, tensors] and `stats_of` [tensors, 4]: on the CPU from one read."""
+    kernels = collect(tensors, take_grads=False)
+    if isinstance(kernels, CpuGrads) and all(map(kernels.has_norm, orders)):
+        return kernels.norms_and_stats(*orders)
+    return norms_of(tensors, *orders), stats_of(tensors)
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 import fastclip
+from fastclip import native
+from fastclip.norms import stats as norm_stats
 
 pytestmark = pytest.mark.core
 
@@ -175,6 +177,36 @@ def test_stats(dtype):
     assert math.isnan(report.stats["none"].mean)
     assert math.isnan(report.stats["none"].abs_max)
     assert fastclip.param_norms(named).norms.equal(report.norms)
+
+
+@pytest.mark.skipif(native.core is None, reason=f"no core: {native.why_missing}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_stats_come_from_the_read_of_the_norms(dtype, monkeypatch):
+    """Of tensors over several chunks, beside those that torch computes in float64."""
+    torch.manual_seed(0)
+    named = [(f"t{n}", (torch.randn(n) * 3 - 7).to(dtype)) for n in (1, 15, 16, 17, 300_001)]
+    monkeypatch.setattr(norm_stats, "stats_of", None)  # whoever reads again
+    report = fastclip.param_norms(named, stats=True)
+    for name, tensor in named:
+        found, exact = report.stats[name], tensor.double()
+        assert found.mean == pytest.approx(exact.mean().item(), rel=1e-12)
+        assert found.std == pytest.approx(exact.std().item(), rel=1e-12, nan_ok=True)
+        assert (found.min, found.max) == (exact.min().item(), exact.max().item())
+    assert report.norms.equal(fastclip.param_norms(named).norms)
+
+
+@pytest.mark.parametrize("at", [0, 20, 200_000])
+@pytest.mark.parametrize(
+    "values", [[math.nan], [math.inf], [-math.inf], [math.inf, -math.inf], [math.inf, math.nan]]
+)
+def test_stats_of_what_is_not_finite_are_torchs(values, at):
+    x = torch.ones(300_000)
+    x[at : at + len(values)] = torch.tensor(values)
+    found = fastclip.param_norms([("x", x)], stats=True).stats["x"]
+    exact = x.double()
+    wanted = (exact.mean(), exact.std(), exact.min(), exact.max())
+    for value, right in zip(found, wanted, strict=True):
+        assert value == pytest.approx(right.item(), nan_ok=True)
 
 
 def test_stats_must_be_asked_for():

@@ -20,6 +20,10 @@ void reduce_chunks(const Chunk* chunks, int64_t count, const NormOrder* orders, 
   FASTCLIP_DISPATCH(reduce_chunks(chunks, count, orders, order_count, partial))
 }
 
+void find_moments(const Chunk* chunks, int64_t count, Moments* moments) {
+  FASTCLIP_DISPATCH(find_moments(chunks, count, moments))
+}
+
 void scale_chunks(const Chunk* chunks, int64_t count, double factor) {
   FASTCLIP_DISPATCH(scale_chunks(chunks, count, factor))
 }
@@ -77,6 +81,32 @@ class Gather {
   double lost_ = 0;  // in value_'s unit
 };
 
+// Chan et al., "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+void add(Moments& all, const Moments& part) {
+  const double count = all.count + part.count;
+  if (part.count == 0) return;
+  const double delta = part.mean - all.mean;
+  if (std::isfinite(delta)) {
+    all.squares += part.squares + delta * delta * all.count * part.count / count;
+    all.mean += delta * part.count / count;
+  } else {  // an infinite element: its part's squares are NaN
+    all.squares += part.squares;
+    all.mean += part.mean;
+  }
+  const bool is_nan = std::isnan(all.min) || std::isnan(part.min);
+  all.min = is_nan ? NAN : std::min(all.min, part.min);
+  all.max = is_nan ? NAN : std::max(all.max, part.max);
+  all.count = count;
+}
+
+void store_stats(const Moments& all, double (&stats)[4]) {
+  const bool some = all.count > 0;
+  stats[0] = some ? all.mean : NAN;
+  stats[1] = all.count > 1 ? std::sqrt(all.squares / (all.count - 1)) : NAN;
+  stats[2] = some ? all.min : NAN;
+  stats[3] = some ? all.max : NAN;
+}
+
 }  // namespace
 
 NormPass::NormPass(const std::vector<double>& orders) {
@@ -96,6 +126,7 @@ void NormPass::read(const TensorList& list, int64_t task, size_t thread) {
   const int64_t orders = static_cast<int64_t>(orders_.size());
   reduce_chunks(list.chunks().data() + begin, count, orders_.data(), orders,
                 partial_.data() + begin * orders);
+  if (!moments_.empty()) find_moments(list.chunks().data() + begin, count, moments_.data() + begin);
   before_[task] = last_[thread];
   last_[thread] = static_cast<int32_t>(task);
 }
@@ -131,13 +162,15 @@ void NormPass::follow(const TensorList& list, int threads, const std::function<b
   before_.resize(list.tasks().size() - 1);
 }
 
-void NormPass::finish(const TensorList& list, double* total, double* per_tensor) {
+void NormPass::finish(const TensorList& list, double* total, double* per_tensor,
+                      double (*stats)[4]) {
   const std::vector<Chunk>& chunks = list.chunks();
   const size_t orders = orders_.size(), tensors = list.tensors().size();
   const int64_t first = static_cast<int64_t>(before_.size());
   const int64_t tasks = static_cast<int64_t>(list.tasks().size()) - 1;
   partial_.resize(chunks.size() * orders);
   before_.resize(tasks);
+  if (stats != nullptr) moments_.resize(chunks.size());
   const int threads = list.bytes() < kSerialBytes ? 1 : threads_for(tasks - first);
   last_.resize(std::max<size_t>(last_.size(), threads), -1);
   each_task(tasks - first, threads,
@@ -155,6 +188,15 @@ void NormPass::finish(const TensorList& list, double* total, double* per_tensor)
       if (per_tensor != nullptr) per_tensor[o * tensors + t] = tensor.norm();
     }
     total[o] = all.norm();
+  }
+  if (stats == nullptr) return;
+  for (size_t t = 0, c = 0; t < tensors; ++t) {
+    const double infinity = std::numeric_limits<double>::infinity();
+    Moments all{0, 0, 0, infinity, -infinity};
+    for (; c < chunks.size() && chunks[c].tensor == static_cast<int32_t>(t); ++c) {
+      add(all, moments_[c]);
+    }
+    store_stats(all, stats[t]);
   }
 }
 

@@ -26,8 +26,11 @@ class NormPass {
   // It must leave the storage of `list` where it is.
   void follow(const TensorList& list, int threads, const std::function<bool()>& more);
   // Reads what is left of the whole list. For each order p: the norm of every tensor into
-  // per_tensor[p][tensor], unless it is null, and the norm of those into total[p].
-  void finish(const TensorList& list, double* total, double* per_tensor);
+  // per_tensor[p][tensor], unless it is null, and the norm of those into total[p]. With `stats`,
+  // from the same read, where nothing was read before: the mean, standard deviation (of a sample),
+  // smallest and largest element of every tensor into stats[tensor]; NaN where one has none.
+  void finish(const TensorList& list, double* total, double* per_tensor,
+              double (*stats)[4] = nullptr);
   // Multiplies every element by `factor`, on the thread that has read it, what it read last first:
   // that its caches still hold. Where cores have caches of their own, one that writes what another
   // has just read waits for it, and both passes take twice as long. Computed in float32 (float64
@@ -38,9 +41,10 @@ class NormPass {
   void read(const TensorList& list, int64_t task, size_t thread);
 
   std::vector<NormOrder> orders_;
-  std::vector<Scaled> partial_;  // [chunks, orders]
-  std::vector<int32_t> before_;  // the task that its thread has read before each task, or -1
-  std::vector<int32_t> last_;    // the last task of each thread, or -1
+  std::vector<Scaled> partial_;   // [chunks, orders]
+  std::vector<Moments> moments_;  // [chunks]; empty where nobody asks
+  std::vector<int32_t> before_;   // the task that its thread has read before each task, or -1
+  std::vector<int32_t> last_;     // the last task of each thread, or -1
 };
 
 // The same without a pass before it.

@@ -84,6 +84,53 @@ Scaled reduce_chunk(const Chunk& chunk, NormKind kind, double p) {
   }
 }
 
+template <class T>
+FASTCLIP_INLINE f64v load_wide(const T* x) {
+  return __builtin_convertvector(load(x), f64v);
+}
+FASTCLIP_INLINE f64v load_wide(const double* x) { return load_raw<f64v>(x); }
+
+// In two steps: from sums of x and of x^2 alone, a small deviation of large values has no digits.
+template <class T>
+Moments moments_of(const void* data, int64_t n) {
+  const T* x = static_cast<const T*>(data);
+  f64v sum{}, least = f64v{} + (double)INFINITY, most = f64v{} - (double)INFINITY, squares{};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const f64v v = load_wide(x + i);
+    sum += v;
+    least = v < least ? v : least;
+    most = v > most ? v : most;
+  }
+  Moments found{(double)n, sum_lanes(sum), 0, INFINITY, -INFINITY};
+  for (int l = 0; l < kLanes; ++l) {
+    found.min = least[l] < found.min ? least[l] : found.min;
+    found.max = most[l] > found.max ? most[l] : found.max;
+  }
+  bool has_nan = false;
+  for (; i < n; ++i) {
+    const double v = scalar(x, i);
+    found.mean += v;
+    found.min = v < found.min ? v : found.min;
+    found.max = v > found.max ? v : found.max;
+  }
+  found.mean /= (double)n;
+  if (found.mean != found.mean) {  // NaN, or infinities of both signs
+    for (int64_t j = 0; j < n; ++j) has_nan |= scalar(x, j) != scalar(x, j);
+  }
+  if (has_nan) found.min = found.max = NAN;
+  for (i = 0; i + kLanes <= n; i += kLanes) {
+    const f64v d = load_wide(x + i) - found.mean;
+    squares += d * d;
+  }
+  found.squares = sum_lanes(squares);
+  for (; i < n; ++i) {
+    const double d = scalar(x, i) - found.mean;
+    found.squares += d * d;
+  }
+  return found;
+}
+
 void scale_chunk(const Chunk& chunk, double factor) {
   switch (chunk.dtype) {
     case DType::kF32: return scale((float*)chunk.data, chunk.numel, factor);
@@ -108,6 +155,18 @@ void reduce_chunks(const Chunk* chunks, int64_t count, const NormOrder* orders, 
     if (c + 1 < count) prefetch_start(chunks[c + 1]);
     for (int64_t o = 0; o < order_count; ++o) {
       *partial++ = reduce_chunk(chunks[c], orders[o].kind, orders[o].p);
+    }
+  }
+}
+
+void find_moments(const Chunk* chunks, int64_t count, Moments* moments) {
+  for (int64_t c = 0; c < count; ++c) {
+    const Chunk& chunk = chunks[c];
+    switch (chunk.dtype) {
+      case DType::kF32: moments[c] = moments_of<float>(chunk.data, chunk.numel); break;
+      case DType::kF64: moments[c] = moments_of<double>(chunk.data, chunk.numel); break;
+      case DType::kBF16: moments[c] = moments_of<bfloat_t>(chunk.data, chunk.numel); break;
+      default: moments[c] = moments_of<half_t>(chunk.data, chunk.numel);
     }
   }
 }

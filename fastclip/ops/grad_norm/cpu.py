@@ -56,6 +56,14 @@ class CpuGrads:
         self._core.grad_norms(self._list, orders, norms)
         return norms
 
+    def norms_and_stats(self, *orders: float) -> tuple[Tensor, Tensor]:
+        """`norms`, and from the same read each tensor's mean, std, min and max, NaN where it has
+        none: [tensors, 4], float64."""
+        norms = torch.empty(len(orders), len(self), dtype=torch.float64, device="cpu")
+        stats = torch.empty(len(self), 4, dtype=torch.float64, device="cpu")
+        self._core.grad_norms(self._list, orders, norms, stats)
+        return norms, stats
+
     def clip_(self, max_norm: float, p: float) -> Tensor:
         """Scales to at most `max_norm`; returns the norm before. Nothing is written at factor 1."""
         norm = self._norm(p)  # the factor comes from the unrounded norm
