@@ -20,6 +20,7 @@ from pathlib import Path
 import measure
 
 LEAST = 0.8  # of the committed speedup
+APART = ("busy",)  # ratios to one thread beside other processes, which follow those
 Key = tuple[str, ...]
 
 
@@ -29,7 +30,8 @@ def speedups(folder: Path) -> dict[Key, float]:
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
-                if row.get("variant", "").startswith("fastclip") and row.get("speedup"):
+                ours = row.get("variant", "").startswith("fastclip") and row.get("speedup")
+                if ours and row["bench"] not in APART:
                     key = (path.stem, *(row[name] for name in measure.KEY))
                     found[key] = float(row["speedup"])
     return found

@@ -69,6 +69,7 @@ def test_the_ratios_compared_are_fastclips():
     found = check.speedups(check.measure.COMMITTED)
     assert len(found) > 30
     assert all(key[-1].startswith("fastclip") for key in found)
+    assert not {key[1] for key in found} & set(check.APART)
 
 
 def counts(**cost: int) -> list[dict[str, str]]:
