@@ -9,13 +9,8 @@ import torch
 
 pytest.importorskip("triton")
 
-<<<<<<< HEAD
 from fastclip.kernels.grad_norm.launch import LONG, SHORT
-from fastclip.ops.grad_norm import backends, parts
-=======
-from fastclip.kernels.grad_norm.launch import CHUNK
 from fastclip.ops.grad_norm import backends, part, parts
->>>>>>> sharded
 from fastclip.ops.grad_norm.tensor_list import DTYPES, PythonTensorList
 from fastclip.ops.grad_norm.triton import TritonGrads
 

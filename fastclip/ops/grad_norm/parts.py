@@ -53,26 +53,15 @@ class GradParts:
     ) -> None:
         self._parts = parts
         self._backend_of = backend_of
-<<<<<<< HEAD
-        self._count = len(tensors)
-        self.device = next(part.device for part in parts if 0 in part.indices)
-        dtypes = [{t.dtype for t in part.locals} for part in parts]
-        self.dtype = functools.reduce(torch.promote_types, set().union(*dtypes))
-        self._has_empty = any(t.numel() == 0 for t in tensors)
-        spread = [part for part in parts if part.dtensors]
-        self._scaled = any(t.dtype == torch.float64 for part in spread for t in part.locals)
-        self._mesh = sharded.common_mesh(tensors) if len(spread) == len(parts) else None
-=======
         self._mesh = mesh  # all tensors' own
         self._has_empty = has_empty
         self._error = error
         self._count = sum(len(part.locals) for part in parts)
         first = next((part for part in parts if any(0 in run for run in part.indices)), parts[0])
-        self._device = first.device
+        self.device = first.device
         self.dtype = promoted(functools.reduce(int.__or__, (part.dtypes for part in parts)))
         spread = [part for part in parts if part.layout is not None]
         self._scaled = any(part.dtypes & _FLOAT64 for part in spread)
->>>>>>> sharded
         self._known: dict[float, Tensor] = {}  # p: the unrounded norm
 
     def __len__(self) -> int:
@@ -144,18 +133,12 @@ class GradParts:
         return sharded.reduce_norms(norms, groups, p, self._scaled, self._error)
 
     def _in_order(self, rows: list[list[Tensor]]) -> Tensor:
-<<<<<<< HEAD
-        order = torch.tensor([i for part in self._parts for i in part.indices]).argsort()
-        flat = [torch.cat([moved(n, self.device) for n in row]) for row in rows]
-        return torch.stack(flat)[:, moved(order, self.device)]
-=======
-        flat = torch.stack([torch.cat([moved(n, self._device) for n in row]) for row in rows])
+        flat = torch.stack([torch.cat([moved(n, self.device) for n in row]) for row in rows])
         runs = [run for part in self._parts for run in part.indices]
         if len(runs) <= 1:
             return flat
         order = torch.tensor(list(itertools.chain(*runs))).argsort()
-        return flat[:, moved(order, self._device)]
->>>>>>> sharded
+        return flat[:, moved(order, self.device)]
 
     def _each(self, number: Tensor) -> Iterator[tuple[Part, Tensor]]:
         self._require_sound()
