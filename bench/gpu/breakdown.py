@@ -18,10 +18,10 @@ from pathlib import Path
 
 import bench_structure_loss as plain
 import torch
+from fastclip.transfuse.factory import create_model
 from torch import Tensor
 
 import fastclip
-from fastclip.transfuse.factory import create_model
 from gpu import device
 
 PARTS = ("forward", "loss", "backward", "clip", "step")
