@@ -28,7 +28,7 @@ class ConfigurationConfig:
 
     config: str | None = None
     """YAML file of 'flag: value', such as the config.yaml of a run, or the name of a recipe:
-    transfuse-published, cpu-small. Flags on the command line win over it."""
+    transfuse-published, polyp-pranet, cpu-small. Flags on the command line win over it."""
 
     def check(self) -> None:
         """The command line has read it."""
