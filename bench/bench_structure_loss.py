@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import cases
 import measure
 import pytest
 import torch
@@ -24,14 +25,6 @@ import fastclip
 from fastclip.ops.structure_loss.dispatch import structure_loss_ref
 
 HEAD_WEIGHTS = (0.5, 0.3, 0.2)
-CASES = {
-    "3 heads, 16x1x192x256": (3, (16, 1, 192, 256)),
-    "1 head, 16x1x192x256": (1, (16, 1, 192, 256)),
-    "3 heads, 16x1x352x352": (3, (16, 1, 352, 352)),
-    "3 heads, 2x1x1024x1024": (3, (2, 1, 1024, 1024)),
-}
-DTYPES = dict.fromkeys(CASES, (torch.float32,))
-DTYPES["3 heads, 16x1x192x256"] = (torch.float32, torch.bfloat16, torch.float16)
 LOSS_SCALE = torch.tensor(65536.0)  # as GradScaler's: float16 gradients would underflow without
 
 
@@ -104,9 +97,11 @@ def largest_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     return max(error.item() for error in errors)
 
 
-@pytest.mark.parametrize(("case", "dtype"), [(c, d) for c in CASES for d in DTYPES[c]], ids=str)
+@pytest.mark.parametrize(
+    ("case", "dtype"), [(c.name, d) for c in cases.LOSSES.values() for d in c.on_cpu], ids=str
+)
 def bench_structure_loss(case, dtype, benchmark):
-    count, shape = CASES[case]
+    count, shape = cases.LOSSES[case].heads, cases.LOSSES[case].shape
     heads, mask = scene(shape, count, dtype)
 
     def fused(x: list[Tensor], m: Tensor) -> Tensor:
@@ -124,8 +119,7 @@ def bench_structure_loss(case, dtype, benchmark):
         for name, loss in losses.items()
     }
     assert errors["fastclip"] < {torch.float32: 1e-6, torch.bfloat16: 3e-3}.get(dtype, 1e-3)
-    size = count * mask.numel() * heads[0].element_size()
-    moved = 2 * size + mask.numel() * mask.element_size()
+    moved = cases.LOSSES[case].bytes_moved(dtype)
     buffer, other = torch.empty(moved // 8), torch.empty(moved // 8)
     variants["copy"] = lambda: buffer.copy_(other)
     medians = measure.interleaved_ms(variants, repeats=5)
@@ -147,10 +141,10 @@ def bench_structure_loss(case, dtype, benchmark):
     benchmark(variants["fastclip"])
 
 
-@pytest.mark.parametrize("case", [case for case, (heads, _) in CASES.items() if heads == 3])
+@pytest.mark.parametrize("case", [c.name for c in cases.LOSSES.values() if c.heads == 3])
 def bench_in_a_loop(case, benchmark):
     """Steps in a row, as a benchmark of one function has them: all of it is warm."""
-    heads, mask = scene(CASES[case][1], 3, torch.float32)
+    heads, mask = scene(cases.LOSSES[case].shape, 3, torch.float32)
     torch._dynamo.reset()
     losses = {"rewrite, compiled": torch.compile(rewrite)}
     losses["fastclip"] = lambda x, m: fastclip.structure_loss(x, m, head_weights=HEAD_WEIGHTS)

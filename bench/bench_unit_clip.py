@@ -13,60 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import baselines
+import cases
 import measure
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fastclip
-from fastclip.ops.unit_clip import dispatch as op
-
-EPS = 1e-3
-CASES = {
-    "transfuse_s (382 tensors, 26.2M)": "transfuse_s",
-    "1 x 26.2M": [(26_200_000,)],
-    "1000 x 1000": [(10, 100)] * 1000,
-}
-
-
-def reference_(parameters: Sequence[nn.Parameter], clipping: float) -> None:
-    for p in parameters:
-        op.clip_units_ref_(p, p.grad, clipping, EPS)
-
-
-@torch.no_grad()
-def rewrite_(parameters: Sequence[nn.Parameter], clipping: float) -> None:
-    grads = [p.grad for p in parameters]
-    limits = [op._unit_norms(p) for p in parameters]
-    norms = [op._unit_norms(g) for g in grads]
-    torch._foreach_clamp_min_(limits, EPS)
-    torch._foreach_mul_(limits, clipping)
-    torch._foreach_clamp_min_(norms, 1e-6)
-    torch._foreach_div_(limits, norms)
-    for grad, factor in zip(grads, limits, strict=True):
-        if (factor < 1).any():
-            grad.mul_(factor.clamp_(max=1.0))
-
-
-def timm_(parameters: Sequence[nn.Parameter], clipping: float) -> None:
-    timm_agc = pytest.importorskip("timm.utils.agc")
-    timm_agc.adaptive_clip_grad(parameters, clipping, EPS)
 
 
 def ours_(parameters: Sequence[nn.Parameter], clipping: float) -> None:
-    fastclip.AGC(clipping, EPS).clip_(parameters)
-
-
-def parameters_of(case: str) -> list[nn.Parameter]:
-    shapes = CASES[case]
-    if isinstance(shapes, str):
-        transfuse = pytest.importorskip("fastclip.transfuse", reason="needs fastclip-torch[train]")
-        shapes = [tuple(p.shape) for p in transfuse.create_model(shapes).parameters()]
-    torch.manual_seed(0)
-    parameters = [nn.Parameter(torch.randn(shape)) for shape in shapes]
-    for p in parameters:
-        p.grad = torch.randn(p.shape)
-    return parameters
+    fastclip.AGC(clipping, baselines.EPS).clip_(parameters)
 
 
 def errors(clips: dict, parameters: Sequence[nn.Parameter]) -> dict[str, float]:
@@ -75,7 +33,7 @@ def errors(clips: dict, parameters: Sequence[nn.Parameter]) -> dict[str, float]:
     exact = [nn.Parameter(p.detach().double()) for p in parameters]
     for p, grad in zip(exact, copies, strict=True):
         p.grad = grad.double()
-    reference_(exact, 0.01)
+    baselines.agc_(exact, 0.01)
     found = {}
     for name, clip_ in clips.items():
         for p, grad in zip(parameters, copies, strict=True):
@@ -90,15 +48,22 @@ def relative(x: Tensor, exact: Tensor) -> float:
 
 
 @pytest.mark.parametrize("clipping", [False, True], ids=["unclipped", "clipping"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [name for name, _ in cases.on_cpu("agc")])
 def bench_agc(case, clipping, benchmark):
-    parameters = parameters_of(case)
-    clips = {"torch": reference_, "rewrite": rewrite_, "timm": timm_, "fastclip": ours_}
+    pytest.importorskip("timm")
+    parameters = cases.BY_NAME[case].parameters((torch.float32,))
+    clips = {
+        "torch": baselines.agc_,
+        "rewrite": baselines.agc_rewrite_,
+        "timm": baselines.timm_agc_,
+        "fastclip": ours_,
+    }
     found = errors(clips, parameters)
     assert found["fastclip"] < 1e-6
     limit = [0.01 if clipping else 1e9]
-    moved = sum(p.numel() for p in parameters) * 4
-    flat, half = torch.randn(moved // 2), torch.randn(moved // 4)
+    grads = [p.grad for p in parameters]
+    elements = sum(g.numel() for g in grads)
+    flat, half = torch.randn(2 * elements), torch.randn(elements)
 
     def step(clip_):
         def run() -> None:
@@ -118,7 +83,7 @@ def bench_agc(case, clipping, benchmark):
         "float32",
         medians,
         baseline="torch",
-        moved_bytes=dict.fromkeys(variants, moved * (4 if clipping else 2)),
+        moved_bytes=dict.fromkeys(variants, cases.bytes_moved("agc", grads, clipping)),
         errors=found,
     )
     measure.save("unit_clip_cpu", rows)

@@ -7,15 +7,13 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
-import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from setuptools.errors import CompileError
 
 OLDEST = {"gcc": 9, "clang": 13, "Apple clang": 14}
-# Macros of compilers that pass for gcc or clang, and bring an OpenMP of their own.
+# Macros of compilers that pass for gcc or clang and are neither.
 UNKNOWN = ("__INTEL_COMPILER", "__INTEL_LLVM_COMPILER", "__NVCOMPILER", "__ibmxl__", "_CRAYC")
 CUDA_OLDEST = (12, 1)  # of nvcc; kernels take 32 KB of parameters from here on
 
@@ -25,11 +23,6 @@ name yours in CXX, or install without native kernels, on the slower pure-torch r
 
     FASTCLIP_NATIVE=0 pip install .
 """.format(gcc=OLDEST["gcc"])
-SECOND_POOL = (
-    "{} brings an OpenMP pool of its own (libomp), beside torch's (libgomp): twice the threads,"
-    " and torch.set_num_threads would not reach ours. Build with g++ (CXX=g++), or on one thread"
-    " with FASTCLIP_OPENMP=0"
-)
 # What -march=x86-64-v3 and -v4 stand for: gcc knows those names from 11 on.
 V3 = ["avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt"]
 V3 += ["sse3", "sse4.1", "sse4.2", "ssse3", "cx16", "sahf", "xsave"]
@@ -46,7 +39,6 @@ class Compiler:
     kind: str  # "gcc", "clang" or "Apple clang"
     version: int
     x86_64: bool  # what it builds for
-    openmp: bool = False  # whether what it builds has threads, and they are torch's
 
     def levels(self) -> dict[str, list[str]]:
         """The flags of each instruction-set level of what it builds for."""
@@ -101,7 +93,7 @@ def find_compiler() -> Compiler:
     """$CXX, else g++, else c++; refused by name where it cannot build the core.
 
     Raises:
-        CompileError: it is not there, too old, not known, or brings threads that are not torch's.
+        CompileError: it is not there, too old, or not known.
     """
     command = words("CXX") or [shutil.which("g++") or shutil.which("c++") or "g++"]
     found = _identify(command)
@@ -109,7 +101,7 @@ def find_compiler() -> Compiler:
     if found.version < oldest:
         problem = f"{found} is too old: fastclip needs {found.kind} {oldest} or newer"
         raise CompileError(f"{problem}.\n{INSTEAD}")
-    return replace(found, openmp=_openmp(found))
+    return found
 
 
 def _run(command: list[str], source: str = "") -> subprocess.CompletedProcess[str]:
@@ -141,30 +133,6 @@ def _identify(command: list[str]) -> Compiler:
     else:
         kind, version = "gcc", macros["__GNUC__"]
     return Compiler(tuple(command), kind, int(version), "__x86_64__" in macros)
-
-
-def _openmp(compiler: Compiler) -> bool:
-    """Whether to build with threads: those of libgomp, which torch has loaded."""
-    wanted = switch("FASTCLIP_OPENMP")
-    reason = ""
-    if wanted == "0":
-        reason = "FASTCLIP_OPENMP=0"
-    elif sys.platform == "darwin":
-        reason = "macOS has no omp.h that fits the library of torch"
-    elif compiler.kind != "gcc":
-        raise CompileError(SECOND_POOL.format(compiler))
-    else:
-        program = "#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n"
-        with tempfile.TemporaryDirectory() as folder:
-            out = ["-o", str(Path(folder) / "openmp")]
-            done = _run([*compiler.command, "-x", "c++", "-fopenmp", "-", *out], program)
-        if done.returncode == 0:
-            return True
-        reason = (done.stderr.strip().splitlines() or [f"{compiler} cannot link it"])[0]
-    if wanted == "1":
-        raise CompileError(f"FASTCLIP_OPENMP=1, but {reason}")
-    print(f"fastclip is built without OpenMP, for one thread: {reason}")
-    return False
 
 
 def find_nvcc(sanitized: bool) -> str | None:

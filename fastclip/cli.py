@@ -1,4 +1,4 @@
-"""The `fastclip` command: what runs here, and the TransFuse trainer."""
+"""The `fastclip` command: what runs here, the TransFuse trainer, and the benchmark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from fastclip.distribution import install_hint, overwritten
 
 
 class Command(NamedTuple):
-    """A command: its line of help, and `module:name` of its configuration and of its work."""
+    """A command: its line of help, and `module:name` of its configuration and of its work.
+
+    Without a configuration the work takes the arguments themselves.
+    """
 
     summary: str
     config: str
@@ -42,6 +45,11 @@ COMMANDS = {
         f"{TRANSFUSE}.config.export:ExportConfig",
         f"{TRANSFUSE}.export.command:run_export",
     ),
+    "report": Command(
+        "make report.html of a run again, of a stopped one too",
+        f"{TRANSFUSE}.config.recording:ReportConfig",
+        f"{TRANSFUSE}.recording.report.write:run_report",
+    ),
     "info": Command(
         "what a folder of images and masks is understood as, before anyone trains",
         f"{TRANSFUSE}.config.preparation:InfoConfig",
@@ -51,6 +59,11 @@ COMMANDS = {
         "fetch a public data set",
         f"{TRANSFUSE}.config.preparation:DownloadConfig",
         f"{TRANSFUSE}.preparation.download:run_download",
+    ),
+    "bench": Command(
+        "torch against fastclip on this machine, in a training step of your model",
+        "",
+        "fastclip.benchmark.run:main",
     ),
 }
 USAGE = "usage: fastclip [{}] [--help]\n\n{}\n\nWithout a command: {}".format(
@@ -108,21 +121,28 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    from fastclip.arguments.flags import HelpShown
-    from fastclip.arguments.parse import parse
-
     command = COMMANDS[name]
     try:
-        config = parse(_load(command.config), name, arguments)
-        return int(_load(command.run)(config))
-    except HelpShown:
-        return 0
+        if not command.config:
+            return int(_load(command.run)(arguments))
+        return _configured(name, command, arguments)
     except Exception as error:
         # Errors that are the user's to mend say which exit code they mean.
         code = getattr(error, "exit_code", None)
         if code is None:
             raise
         return _fail(str(error), code)
+
+
+def _configured(name: str, command: Command, arguments: list[str]) -> int:
+    from fastclip.arguments.flags import HelpShown
+    from fastclip.arguments.parse import parse
+
+    try:
+        config = parse(_load(command.config), name, arguments)
+    except HelpShown:
+        return 0
+    return int(_load(command.run)(config))
 
 
 def _load(path: str) -> Any:

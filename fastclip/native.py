@@ -39,6 +39,7 @@ def bind(module: ModuleType) -> None:
         normal.append(torch.nn.Parameter(torch.empty(2, device="cpu")))
     increment_version = torch.autograd.graph.increment_version
     module.bind_torch(torch.Tensor, torch.nn.Parameter, increment_version, inference, normal)
+    module.bind_threads(torch.get_num_threads)
 
 
 def _load() -> tuple[ModuleType | None, str]:

@@ -35,6 +35,26 @@ def cuda_on_host(tmp_path_factory):
     return cuda_on_host.extension(Path(built or tmp_path_factory.mktemp("cuda_on_host")))
 
 
+@pytest.fixture(scope="session")
+def cuda_kernels(tmp_path_factory):
+    """The library of CUDA's kernels alone, for the CPU."""
+    import cuda_on_host
+
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    return cuda_on_host.build(tmp_path_factory.mktemp("cuda_kernels"))
+
+
+@pytest.fixture
+def kernels(cuda_kernels):
+    """CUDA's kernels on a stand-in for a device, which is as new as it is at first each time."""
+    from cuda_on_host.kernels import Kernels
+
+    yield Kernels(cuda_kernels)
+    cuda_kernels.set_driver(13000)
+    cuda_kernels.set_capability(90, 80)
+
+
 @pytest.fixture(params=[*ON_GPU, pytest.param(ON_HOST, marks=pytest.mark.slow)])
 def backend(request, monkeypatch) -> Backend:
     """This backend of grad_norm, in the place of whichever has the GPU here."""

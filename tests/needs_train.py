@@ -2,5 +2,5 @@
 
 import pytest
 
-for module in ("timm", "torchvision", "tqdm", "matplotlib", "tyro"):
+for module in ("timm", "torchvision", "tqdm", "matplotlib", "tyro", "jinja2", "yaml"):
     pytest.importorskip(module, reason="needs fastclip-torch[train]")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
+import cases as table
 import torch
 from torch import Tensor, nn
 
@@ -16,53 +15,7 @@ import fastclip
 from fastclip.ops.grad_norm import backends
 from gpu.device import Device
 
-Shape = tuple[int, ...]
-TRANSFUSE_S = Path(__file__).parents[2] / "tests" / "data" / "state_dict_s.txt"
-
-
-def transfuse_s() -> list[Shape]:
-    """The 382 trained tensors, from the list of the published checkpoint's keys and shapes."""
-    lines = [line.split("\t") for line in TRANSFUSE_S.read_text().splitlines()]
-    return [tuple(json.loads(line[1])) for line in lines if line[-1] == "param"]
-
-
-def resnet50() -> list[Shape]:
-    shapes: list[Shape] = [(64, 3, 7, 7), (64,), (64,)]
-    inputs = 64
-    for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
-        for block in range(blocks):
-            for shape in ((width, inputs, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)):
-                shapes += [shape, shape[:1], shape[:1]]
-            if block == 0:
-                shapes += [(4 * width, inputs, 1, 1), (4 * width,), (4 * width,)]
-            inputs = 4 * width
-    return [*shapes, (1000, 2048), (1000,)]
-
-
-def transformer() -> list[Shape]:
-    """24 layers of width 2048 with a vocabulary of 50257: 1.3 billion parameters."""
-    d = 2048
-    shapes: list[Shape] = [(50257, d), (2048, d)]
-    for _ in range(24):
-        shapes += [(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,)]
-        shapes += [(d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,)]
-    return [*shapes, (d,), (d,)]
-
-
-F32, BF16 = torch.float32, torch.bfloat16
-CASES: dict[str, tuple[Callable[[], list[Shape]], tuple[torch.dtype, ...]]] = {
-    "transfuse_s fp32": (transfuse_s, (F32,)),
-    "resnet50 fp32": (resnet50, (F32,)),
-    "transformer 1.3B bf16": (transformer, (BF16,)),
-    "transformer 1.3B bf16/fp32": (transformer, (BF16, BF16, F32, BF16, BF16)),
-    "1000 x 1000 fp32": (lambda: [(1000,)] * 1000, (F32,)),
-    "10000 x 100 fp32": (lambda: [(100,)] * 10_000, (F32,)),
-    "1 x 1 GiB fp32": (lambda: [(1 << 28,)], (F32,)),
-    # An open NeMo Automodel proposal: 500 matrices of 10.3e9 elements.
-    "500 matrices, 10.3e9 fp32": (lambda: [(4096, 5029)] * 500, (F32,)),
-    # TransformerEngine's multi-tensor norm: 225M elements, mixed.
-    "225M bf16/fp32": (lambda: [(1500, 1000)] * 150, (BF16, F32)),
-}
+CASES = table.on_gpu()
 REHEARSED_ELEMENTS = 4096  # of each tensor, and at most so many tensors, where there is no device
 REHEARSED_TENSORS = 300
 

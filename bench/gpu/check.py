@@ -14,7 +14,9 @@ from torch import Tensor
 
 import fastclip
 from fastclip.ops.grad_norm import backends
+from fastclip.ops.grad_norm.gpu import GpuGrads
 from fastclip.ops.structure_loss.dispatch import structure_loss_ref
+from fastclip.ops.unit_clip.dispatch import clip_units_, clip_units_ref_
 from gpu import cases, device, rehearsal, supervise
 from gpu.worker import run
 
@@ -31,10 +33,10 @@ LOSS_ERROR = 1e-5
 
 
 def clip_check(dtypes: tuple[torch.dtype, ...], where: str) -> supervise.Entry:
-    """Norms of orders 1, 2 and inf, of the list and of each tensor, and the scaling after them."""
+    """Norms of every kind of order, of the list and of each tensor, and the scaling after them."""
     worst = 0.0
-    for p in (1.0, 2.0, math.inf):
-        sizes = [n for n in SIZES if n or p != math.inf]
+    for p in (1.0, 2.0, math.inf, 3.0, -math.inf, -1.0):
+        sizes = [n for n in SIZES if n or 0 < p < math.inf]
         grads = [randn(n, dtypes[i % len(dtypes)], where, i) for i, n in enumerate(sizes)]
         exact = [g.double().clone() for g in grads]
         each = torch.stack([torch.linalg.vector_norm(g, p) for g in exact])
@@ -47,6 +49,42 @@ def clip_check(dtypes: tuple[torch.dtype, ...], where: str) -> supervise.Entry:
         factor = total / 2 / (total + 1e-6)
         for g, e in zip(grads, exact, strict=True):
             worst = max(worst, relative(g, (e * factor).to(g.dtype)))
+    return verdict(worst, NORM_ERROR)
+
+
+def change_check(dtypes: tuple[torch.dtype, ...], where: str) -> supervise.Entry:
+    """Clamping, multiplying by a number on the device, and each tensor by its own."""
+    worst = 0.0
+    for kind in ("clamp", "scale", "each"):
+        grads = [randn(n, dtypes[i % len(dtypes)], where, i) for i, n in enumerate(SIZES)]
+        factors = torch.linspace(0.25, 1, len(SIZES), dtype=torch.float64, device=where)
+        found = backends.collect(grads, take_grads=False)
+        if not isinstance(found, GpuGrads):
+            return {"failed": "no kernel takes the list"}
+        if kind == "clamp":
+            wanted = [g.clamp(-0.5, 0.5) for g in grads]
+            found.clamp_(0.5)
+        elif kind == "scale":
+            wanted = [(g.double() * factors[1]).to(g.dtype) for g in grads]
+            found.scale_(factors[1])
+        else:
+            wanted = [(g.double() * f).to(g.dtype) for g, f in zip(grads, factors, strict=True)]
+            found.scale_each_(factors)
+        for g, w in zip(grads, wanted, strict=True):
+            worst = max(worst, relative(g, w) - torch.finfo(g.dtype).eps)
+    return verdict(worst, NORM_ERROR)
+
+
+def unit_check(dtype: torch.dtype, where: str) -> supervise.Entry:
+    """Adaptive gradient clipping of rows and filters, short and long."""
+    worst = 0.0
+    for i, shape in enumerate([(64, 37), (8, 3, 5, 5), (100,), (5, 20_000), (1,)]):
+        p = torch.nn.Parameter(randn(math.prod(shape), dtype, where, i).view(shape))
+        p.grad = randn(math.prod(shape), dtype, where, i + 50).view(shape)
+        weight, grad = p.detach().clone(), p.grad.clone()
+        clip_units_ref_(weight, grad, 0.05, 1e-3)
+        clip_units_([p], 0.05, 1e-3)
+        worst = max(worst, relative(p.grad, grad) - torch.finfo(dtype).eps)
     return verdict(worst, NORM_ERROR)
 
 
@@ -102,6 +140,11 @@ def items(on: device.Device) -> dict[str, Callable[[], supervise.Entry]]:
         for name, dtypes in DTYPES.items():
             check = functools.partial(clip_check, dtypes, on.type)
             found[f"clip, {backend}, {name}"] = functools.partial(by, backend, check)
+            change = functools.partial(change_check, dtypes, on.type)
+            found[f"change, {backend}, {name}"] = functools.partial(by, backend, change)
+    for name in ("fp32", "bf16", "fp16"):
+        unit = functools.partial(unit_check, DTYPES[name][0], on.type)
+        found[f"clip by units, {name}"] = functools.partial(of_loss, on, unit)
     for name in ("fp32", "fp64", "bf16", "fp16"):
         for mask in (torch.float32, torch.uint8):
             label = f"structure loss, {name} logits, {str(mask).removeprefix('torch.')} mask"

@@ -3,14 +3,13 @@
     python -m gpu.rows --device cuda --journal FILE [--list] [ITEM ...]
 
 `of_copy` is the bytes that the work must move over its wall time, as a fraction of what a measured
-copy moves; clipping moves a read, and a read and a write, else it is one read. `expected_ms` is
-those bytes over the copy's bandwidth, and a launch's latency for each launch of fastclip's: a row
-far above it has missed. Speedups are over `torch foreach` and `eager`.
+copy moves; clipping moves a read, and a read and a write, else it is one read. `expected_ms` is the
+model's time (gpu.model), and `missed` the wall time over it: a row far above 1 has missed. Speedups
+are over `torch foreach` and `eager`.
 """
 
 from __future__ import annotations
 
-import datetime
 import functools
 import os
 from collections.abc import Callable
@@ -20,52 +19,12 @@ import bench_structure_loss as plain
 import torch
 
 import fastclip
-from gpu import cases, device, supervise
+from gpu import cases, device, model, other_rows, supervise
+from gpu.table import copy_gb_per_s, rows
 from gpu.timing import measured
 from gpu.worker import run
 
-KEYS = ["bench", "case", "variant", "host_us", "wall_ms", "spread_ms", "kernels_ms", "launches"]
-RATIOS = ["expected_ms", "speedup", "host_speedup", "of_copy", "error"]
-FACTS = ["copy_gb_per_s", "torch", "device", "driver", "clock", "ecc", "temperature", "date"]
-COLUMNS = [*KEYS, *RATIOS, *FACTS]
 COMPILED_CASES = ("1 x 1 GiB fp32", "transfuse_s fp32")
-LAUNCH_MS = 0.003  # a launch behind another, in a stream that is never empty
-LAUNCHES = {"clip": 2, "structure_loss": 5}
-COPY_ELEMENTS = {"cuda": 1 << 28, "cpu": 1 << 20}
-
-
-def rows(on: device.Device, bench: str, case: str, times: dict, moved: int, errors: dict) -> list:
-    """The table's rows of one case; the first variant is what the others are compared with."""
-    copy, facts = _copy(on), on.facts()
-    first = next(iter(times.values()))
-    expected = moved / copy / 1e6 + LAUNCH_MS * LAUNCHES[bench.partition(",")[0]]
-    return [
-        {
-            "bench": bench,
-            "case": case,
-            "variant": name,
-            **{key: f"{t[key]:.4g}" for key in KEYS[3:]},
-            "expected_ms": f"{expected:.4g}" if name.startswith("fastclip") else "",
-            "speedup": f"{first['wall_ms'] / t['wall_ms']:.2f}",
-            "host_speedup": f"{first['host_us'] / t['host_us']:.2f}",
-            "of_copy": f"{moved / t['wall_ms'] / 1e6 / copy:.2f}",
-            "error": f"{errors[name]:.1e}",
-            "copy_gb_per_s": f"{copy:.0f}",
-            "torch": torch.__version__,
-            "device": on.name,
-            "driver": facts.get("driver_version", ""),
-            "clock": facts.get("clocks.sm", ""),
-            "ecc": facts.get("ecc.mode.current", ""),
-            "temperature": facts.get("temperature.gpu", ""),
-            "date": datetime.date.today().isoformat(),
-        }
-        for name, t in times.items()
-    ]
-
-
-@functools.cache
-def _copy(on: device.Device) -> float:
-    return device.copy_gb_per_s(on, COPY_ELEMENTS[on.type])
 
 
 def clip_rows(on: device.Device, case: str, clipping: bool, compiled: bool) -> supervise.Entry:
@@ -87,9 +46,14 @@ def clip_rows(on: device.Device, case: str, clipping: bool, compiled: bool) -> s
 
     calls = {name: functools.partial(call, clip_) for name, clip_ in variants.items()}
     times = measured(on, calls, _trace("clip"))
-    moved = cases.numbers_of(parameters)[2] * (3 if clipping else 1)
-    name = "clip, clipping" if clipping else "clip, not clipping"
-    return {"rows": rows(on, name, case, times, moved, errors)}
+    tensors, _, size = cases.numbers_of(parameters)
+    expected = {
+        name: model.clip_ms(name, tensors, size, clipping, copy_gb_per_s(on), t["launches"])
+        for name, t in times.items()
+    }
+    bench = "clip, clipping" if clipping else "clip, not clipping"
+    moved = size * (3 if clipping else 1)
+    return {"rows": rows(on, bench, case, times, moved, errors, expected)}
 
 
 def loss_rows(on: device.Device) -> supervise.Entry:
@@ -120,7 +84,12 @@ def loss_rows(on: device.Device) -> supervise.Entry:
     bytes_each = sum(head.numel() * 2 for head in heads)
     moved = 3 * bytes_each + 2 * mask.numel() * 4  # logits twice, gradients once, the mask twice
     case = f"3 heads, {'x'.join(map(str, shape))}, bf16, forward + backward"
-    return {"rows": rows(on, "structure_loss", case, times, moved, errors)}
+    own = model.loss_bytes(mask.numel(), len(heads), dtype.itemsize, mask.element_size())
+    copy = copy_gb_per_s(on)
+    expected = {
+        name: model.loss_ms(name, moved, own, copy, t["launches"]) for name, t in times.items()
+    }
+    return {"rows": rows(on, "structure_loss", case, times, moved, errors, expected)}
 
 
 def _trace(op: str) -> Path | None:
@@ -137,6 +106,10 @@ def items(on: device.Device) -> dict[str, Callable[[], supervise.Entry]]:
             label = f"{case}, {'clipping' if clipping else 'not clipping'}"
             found[label] = functools.partial(clip_rows, on, case, clipping, False)
     found["structure loss"] = functools.partial(loss_rows, on)
+    for case in COMPILED_CASES:
+        found[f"{case}, by value"] = functools.partial(other_rows.value_rows, on, case)
+    case = "transfuse_s fp32"
+    found[f"{case}, by units"] = functools.partial(other_rows.unit_rows, on, case)
     if on.type == "cuda":
         for case in COMPILED_CASES:
             found[f"{case}, compiled"] = functools.partial(clip_rows, on, case, True, True)

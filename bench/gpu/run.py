@@ -2,10 +2,11 @@
 
     PYTHONPATH=.:bench python3 -m gpu.run --out FOLDER [--minutes 8] [--data FOLDER]
 
-Results first: one correctness pass, then the table, each row written as it is measured, then the
-long tests and, with --data, TransFuse_S for the minutes left. Workers do each part, so that a
-failing kernel, a hanging test or a lost device costs one item. FOLDER gets gpu.csv, a journal and a
-log of each part, and traces. The exit status is 1 where anything failed.
+Results first: one correctness pass, then the table, each row written as it is measured, what ncu
+counts of a few of them, then the long tests and, with --data, TransFuse_S for the minutes left.
+Workers do each part, so that a failing kernel, a hanging test or a lost device costs one item.
+FOLDER gets gpu.csv, a journal and a log of each part, and traces. The exit status is 1 where
+anything failed.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ import torch
 
 from fastclip.report import report
 from gpu import device, supervise
-from gpu.rows import COLUMNS
+from gpu.counters import run_counters
+from gpu.table import COLUMNS
 from gpu.tests import run_sanitizer, run_tests
 from gpu.worker import command
 
 CHECK_SECONDS = 60  # for all of them; Triton compiles a kernel for each dtype
 ITEM_SECONDS = {"gpu.check": 40, "gpu.rows": 90}
 TRAINING_SECONDS = 60  # less is not worth the start
+BREAKDOWN_SECONDS = 60
 SUMMARY_LINES = 40
 
 
@@ -57,13 +60,14 @@ def main() -> int:
     checks = part("gpu.check", on, args.out, min(end, begin + CHECK_SECONDS))
     table = part("gpu.rows", on, args.out, end)
     write_table(args.out)
+    counters = "not for rehearsals" if args.rehearse else run_counters(args.out, end)
     tests_end = time.monotonic() + (end - time.monotonic()) * share
     tests = run_tests(args.out, on, tests_end)
     sanitizer = "not for rehearsals" if args.rehearse else run_sanitizer(args.out, tests_end)
     training = train(args.data, args.out, end) if trains else "no --data"
     print_table(args.out)
     outcomes = {"checks": checks, "rows": table, "tests": tests}
-    extra = [f"compute-sanitizer: {sanitizer}", f"training: {training}"]
+    extra = [f"compute-sanitizer: {sanitizer}", f"ncu: {counters}", f"training: {training}"]
     print("\n".join(summary(outcomes, extra, on, time.monotonic() - begin)))
     wrong = any(outcome.failed for outcome in outcomes.values()) or "ERRORS" in sanitizer
     return 1 if wrong or "failed" in training else 0
@@ -101,7 +105,7 @@ def write_table(out: Path) -> None:
 
 
 def print_table(out: Path) -> None:
-    shown = COLUMNS[:13]
+    shown = COLUMNS[:14]  # to the error
     lines = [[str(row[key]) for key in shown] for row in rows_of(out)]
     widths = [max(len(line[i]) for line in [shown, *lines]) for i in range(len(shown))]
     for line in [shown, *lines]:
@@ -110,12 +114,13 @@ def print_table(out: Path) -> None:
 
 def train(data: str, out: Path, deadline: float) -> str:
     """TransFuse_S on images for the seconds left; its curve lies in the run's metrics.csv."""
-    left = deadline - time.monotonic()
     missing = [m for m in ("timm", "torchvision", "tyro") if importlib.util.find_spec(m) is None]
     if missing:
         return f"skipped: this machine has no {', '.join(missing)}"
+    step = break_down(out, deadline)
+    left = deadline - time.monotonic()
     if left < TRAINING_SECONDS:
-        return f"skipped: {left:.0f} s left, it wants {TRAINING_SECONDS}"
+        return f"skipped: {left:.0f} s left, it wants {TRAINING_SECONDS}; {step}"
     minutes = f"{(left - 20) / 60:.2f}"
     options = ["--model", "transfuse_s", "--size", "192x256", "--epochs", "1000", "--overwrite"]
     options += ["--data", data, "--max-time", minutes, "--out", str(out / "train")]
@@ -129,8 +134,24 @@ def train(data: str, out: Path, deadline: float) -> str:
                 timeout=left,
             ).returncode
         except subprocess.TimeoutExpired:
-            return "failed: out of time"
-    return f"{minutes} min, see train/metrics.csv" if status == 0 else f"failed: exit {status}"
+            return f"failed: out of time; {step}"
+    curve = f"{minutes} min, see train/metrics.csv" if status == 0 else f"failed: exit {status}"
+    return f"{curve}; {step}"
+
+
+def break_down(out: Path, deadline: float) -> str:
+    """The parts of a step with torch's functions and with ours, in step.csv."""
+    seconds = min(BREAKDOWN_SECONDS, deadline - time.monotonic())
+    command = [sys.executable, "-m", "gpu.breakdown", "--out", str(out / "step.csv")]
+    with (out / "step.log").open("w") as log:
+        try:
+            done = subprocess.run(
+                command, stdout=log, stderr=subprocess.STDOUT, timeout=max(1.0, seconds)
+            )
+        except subprocess.TimeoutExpired:
+            return "the step's breakdown failed: out of time"
+    failed = "the step's breakdown failed: see step.log"
+    return failed if done.returncode else "the step's parts: step.csv"
 
 
 def summary(

@@ -20,13 +20,13 @@ PYTEST = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cachepro
 PYTEST += ["-o", "addopts="]  # not every machine has the plugins that the project's options name
 ON_HOST = [
     "-k",
-    "host and (fused_step or versions)",
+    "host and (its_factor or versions)",
     "tests/grad_norm/test_grad_norm_gpu.py",
 ]
 ALONE = "2_to_the_31"  # needs most of the device's memory
 TEST_SECONDS = float(os.environ.get("FASTCLIP_TEST_SECONDS", 90))  # for one, with its kernels
 TOOLS = ("memcheck", "racecheck")
-SANITIZED = "cuda and (lists_of_any_length and 382 or fused_step or clip_grad_norm_as_float64)"
+SANITIZED = "cuda and (lists_of_any_length and 382 or its_factor or clip_grad_norm_as_float64)"
 FOUND_ERRORS = 86  # an exit status that neither Python nor pytest has
 
 

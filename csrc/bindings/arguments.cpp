@@ -1,7 +1,6 @@
 #include "bindings/arguments.h"
 
 #include "cpu/vector/isa.h"
-#include "openmp.h"
 
 namespace fastclip {
 
@@ -27,12 +26,7 @@ TensorView numbers(py::handle object, const char* name, DType dtype, int64_t num
 py::dict build_info() {
   py::dict info;
   info["isa"] = cpu::isa_name(cpu::best_isa());
-  info["threads"] = max_threads();
-#if defined(_OPENMP)
-  info["openmp"] = _OPENMP;  // the year and month of the standard
-#else
-  info["openmp"] = 0;
-#endif
+  info["cuda"] = FASTCLIP_CUDA != 0;
   return info;
 }
 

@@ -1,5 +1,5 @@
-// What Python calls lies in entry_<op>.cpp: arguments are checked there, the GIL is released there,
-// kernels are called there. This is what they share.
+// What Python calls lies in bindings/<op>.cpp: arguments are checked there, the GIL is released
+// there, kernels are called there. This is what they share.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -21,7 +21,7 @@ TensorView cpu_view(py::handle object, const char* name);
 // That, of this dtype and size.
 TensorView numbers(py::handle object, const char* name, DType dtype, int64_t numel);
 
-// {"isa": ..., "threads": ...}
+// {"isa": ..., "cuda": ...}
 py::dict build_info();
 
 }  // namespace fastclip

@@ -4,13 +4,12 @@
 #include <cmath>
 #include <vector>
 
+#include "bindings/threads.h"
 #include "cpu/clip_value/clip_value.h"
-#include "tensors/tensor_list.h"
 
 namespace fastclip {
-namespace {
 
-bool fits(double limit, const TensorList& list) {
+bool limit_fits(double limit, const TensorList& list) {
   constexpr double kLargest[kFloatDTypes] = {FLT_MAX, DBL_MAX, 0x1.fep127, 65504.0};
   for (int d = 0; d < kFloatDTypes; ++d) {
     const bool present = (list.dtypes() >> d & 1) != 0;
@@ -19,18 +18,16 @@ bool fits(double limit, const TensorList& list) {
   return !std::isnan(limit);
 }
 
-}  // namespace
-
 py::list clip_values(py::handle parameters, double limit) {
   const TensorList list(parameters.ptr(), true);
   if (!list.on_cpu()) throw Unsupported("tensors on another device");
-  if (!fits(limit, list)) throw Unsupported("a limit past a dtype's range");
+  if (!limit_fits(limit, list)) throw Unsupported("a limit past a dtype's range");
   // All get the limit, and a tensor whose negation is not in memory yet would get its negative.
   if (std::signbit(limit)) throw Unsupported("a negative limit");
   list.require_writable();
   std::vector<bool> is_written;
   {
-    py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     is_written = cpu::clip_values(list, limit);
   }
   py::list written;

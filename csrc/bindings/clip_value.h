@@ -3,9 +3,14 @@
 
 #include <pybind11/pybind11.h>
 
+#include "tensors/tensor_list.h"
+
 namespace fastclip {
 
 namespace py = pybind11;
+
+// Whether the limit is a number in the range of every dtype of the list, or infinite.
+bool limit_fits(double limit, const TensorList& list);
 
 // Clamps the parameters' gradients to [-limit, limit]; returns those that were written. Unsupported
 // where torch's own function is to do it: another device, a limit that is NaN, negative, or past

@@ -21,15 +21,26 @@ py::bytes addresses_of(const TensorList& list);
 std::string cuda_why_not(int device);
 
 // How many float64 the `work` of a call must hold.
-int64_t cuda_work_size(const TensorList& list, bool per_tensor);
+int64_t cuda_work_size(const TensorList& list);
 
 // Queues the norm, and with `scale` the scaling, on torch's current stream; waits for neither.
-// `work`[1] becomes the norm and `work`[2] the factor; `total`, `per_tensor` (float64) and
-// `optimizer` (float32 [2]: 1 / factor, whether the norm is not finite) may be None.
+// `work`[1] becomes the norm and `work`[2] the factor; `total` and `per_tensor` (float64) may be
+// None. Orders other than 1, 2 and +-infinity have `per_tensor` alone; `units` (float64, or None)
+// is what the elements of each tensor are divided by before they are raised to p.
 void cuda_grad_norm(TensorList& list, double p, double max_norm, bool scale, py::handle work,
-                    py::handle total, py::handle per_tensor, py::handle optimizer);
+                    py::handle total, py::handle per_tensor, py::handle units);
 
-// `norm` is a number, or a tensor of one number on the list's device.
+// Multiplies by min(1, max_norm / (norm + 1e-6)); `norm` is a number, or a tensor of one number on
+// the list's device.
 void cuda_scale_grads(TensorList& list, double max_norm, py::handle norm);
+
+// Multiplies by a number, or by a tensor of one number on the list's device.
+void cuda_multiply(TensorList& list, py::handle factor);
+
+// Multiplies each tensor by its factor (float64, on the list's device); those of 1 stay unwritten.
+void cuda_scale_each(TensorList& list, py::handle factors);
+
+// Clamps every element to [-limit, limit].
+void cuda_clamp(TensorList& list, double limit);
 
 }  // namespace fastclip

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "bindings/arguments.h"
+#include "bindings/threads.h"
 #include "cpu/grad_norm/grad_norm.h"
 
 namespace fastclip {
@@ -21,15 +22,16 @@ DType promoted(const TensorList& list) {
 void make(TensorList& list, py::handle tensors, bool take_grads, double p, cpu::NormPass& pass) {
   constexpr size_t kPrefetch = 32, kStep = 8;  // tensors
   constexpr size_t kSpare = 1024;              // chunks beyond one a tensor: 256 MB
+  ask_torch_threads();
   Listing listing(list, tensors.ptr(), take_grads);
   while (listing.more(kPrefetch, false)) {
     const int threads = list.has_norm(p) ? pass.followers(list, listing.size()) : 1;
     if (threads == 1) continue;
     list.reserve(listing.size() + kSpare);
-    std::optional<py::gil_scoped_release> unlocked;  // from the end of listing to that of reading
+    Unlocked unlocked{Unlocked::Later{}};  // from the end of listing to that of reading
     pass.follow(list, threads, [&] {
       const bool goes_on = listing.more(kStep, true);
-      if (!goes_on) unlocked.emplace();
+      if (!goes_on) unlocked.release();
       return goes_on;
     });
     break;
@@ -53,7 +55,7 @@ double grad_norm(TensorList& list, double p) {
   require(list.on_cpu(), "tensors must be on the CPU");
   list.keep_memory();
   list.refresh();
-  py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   double total;
   cpu::NormPass({p}).finish(list, &total, nullptr);
   return total;
@@ -65,7 +67,7 @@ void grad_norms(TensorList& list, const std::vector<double>& orders, py::handle 
   list.refresh();
   const int64_t count = static_cast<int64_t>(orders.size() * list.tensors().size());
   const TensorView view = numbers(norms, "norms", DType::kF64, count);
-  py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   std::vector<double> totals(orders.size());
   cpu::NormPass(orders).finish(list, totals.data(), static_cast<double*>(view.data));
 }
@@ -76,7 +78,7 @@ void scale_grads(TensorList& list, double factor) {
   list.keep_memory();
   list.refresh();
   {
-    py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     cpu::scale_grads(list, factor);
   }
   mark_written(tensors_of(list).ptr());
@@ -90,7 +92,7 @@ void scale_each(TensorList& list, py::handle factors) {
   const TensorView view = numbers(factors, "factors", DType::kF64, static_cast<int64_t>(count));
   const double* values = static_cast<const double*>(view.data);
   {
-    py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     cpu::scale_each(list, values);
   }
   py::list written;
@@ -109,7 +111,7 @@ py::object clip_grads(py::handle tensors, bool take_grads, double p, std::option
   if (!here) return py::cast(std::move(list));
   double norm;
   {
-    py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     pass.finish(*list, &norm, nullptr);
   }
   if (finite && !stays_finite(norm, promoted(*list))) return py::cast(std::move(list));
@@ -117,7 +119,7 @@ py::object clip_grads(py::handle tensors, bool take_grads, double p, std::option
   if (!(factor >= 1)) {  // NaN scales too, and makes every gradient NaN
     list->require_writable();
     {
-      py::gil_scoped_release unlocked;
+      const Unlocked unlocked;
       pass.scale(*list, factor);
     }
     mark_written(tensors_of(*list).ptr());

@@ -5,6 +5,8 @@
 #include "bindings/clip_value.h"
 #include "bindings/cuda.h"
 #include "bindings/grad_norm.h"
+#include "bindings/sorting.h"
+#include "bindings/threads.h"
 #include "bindings/unit_clip.h"
 #include "tensors/python_error.h"
 #include "tensors/tensor_list.h"
@@ -42,14 +44,20 @@ PYBIND11_MODULE(_native, m) {
     fastclip::bind_torch(tensor.ptr(), parameter.ptr(), increment_version.ptr(), inference.ptr(),
                          normal.ptr());
   });
+  m.def("bind_threads", &fastclip::bind_threads);
+  m.def("thread_limits", &fastclip::thread_limits_of, py::arg("root") = "");
   m.def("require_memory", [](py::handle tensors, bool take_grads) {
     fastclip::require_memory(tensors.ptr(), take_grads);
   });
+  m.def("sort_tensors", &fastclip::sort_tensors);
   m.def("build_info", &fastclip::build_info);
   m.def("cuda_why_not", &fastclip::cuda_why_not);
   m.def("cuda_work_size", &fastclip::cuda_work_size);
   m.def("cuda_grad_norm", &fastclip::cuda_grad_norm);
   m.def("cuda_scale_grads", &fastclip::cuda_scale_grads);
+  m.def("cuda_multiply", &fastclip::cuda_multiply);
+  m.def("cuda_scale_each", &fastclip::cuda_scale_each);
+  m.def("cuda_clamp", &fastclip::cuda_clamp);
   m.def("grad_norm", &fastclip::grad_norm);
   m.def("grad_norms", &fastclip::grad_norms);
   m.def("scale_grads", &fastclip::scale_grads);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bindings/arguments.h"
+#include "bindings/threads.h"
 
 namespace fastclip {
 namespace {
@@ -113,7 +114,7 @@ void structure_loss_forward(const py::sequence& logits, py::handle mask, py::han
   const TensorView loss_view =
       memory_of_numbers(loss, "loss", real_dtype(problem.logits_dtype), count);
   const TensorView sums_view = memory_of_numbers(sums, "sums", DType::kF64, 4 * count);
-  py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   std::vector<double> values(count);
   problem.forward(static_cast<cpu::LossSums*>(sums_view.data), values.data());
   for (int64_t i = 0; i < count; ++i) store_real(loss_view, i, values[i]);
@@ -141,7 +142,7 @@ py::object structure_loss_total(const py::sequence& logits, py::handle mask, py:
   if (backward) take_grads(problem, grads);
   double total = 0;
   {
-    py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     std::vector<double> values(count);
     if (backward) {
       problem.forward_backward(factors.data(), image_sums, values.data());
@@ -164,7 +165,7 @@ void structure_loss_backward(py::handle grad_loss, const py::sequence& logits, p
   const TensorView upstream_view = memory_of_numbers(grad_loss, "grad_loss", real, count);
   const TensorView sums_view = memory_of_numbers(sums, "sums", DType::kF64, 4 * count);
   take_grads(problem, grads);
-  py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   std::vector<double> upstream(count);
   for (int64_t i = 0; i < count; ++i) {
     upstream[i] = real == DType::kF64 ? static_cast<const double*>(upstream_view.data)[i]

@@ -3,6 +3,7 @@
 #include <optional>
 #include <vector>
 
+#include "bindings/threads.h"
 #include "cpu/unit_clip/unit_clip.h"
 #include "tensors/python_error.h"
 #include "tensors/tensor_view.h"
@@ -46,7 +47,7 @@ py::tuple clip_units(const py::sequence& parameters, double clipping, double eps
   }
   std::vector<bool> is_written;
   {
-    py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     is_written = clip.run();
   }
   for (size_t i = 0; i < is_written.size(); ++i) {

@@ -1,11 +1,9 @@
-// One launch reads every gradient of a model; one more scales them, or sees that it need not.
+// One launch reads every gradient of a model; scale.cu has what is then done to them.
 //
 // The table of tensors travels in the kernel's parameters, so nothing is copied to the device and
-// nothing is allocated: a call can be captured in a graph, and never waits. Each block takes every
-// gridDim-th chunk of the concatenated tensors and finds the chunk's tensor by binary search.
+// nothing is allocated: a call can be captured in a graph, and never waits.
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <stdexcept>
@@ -15,14 +13,11 @@
 #include "cuda/grad_norm.h"
 #include "cuda/launch.h"
 #include "cuda/numbers.h"
-#include "cuda/page.h"
+#include "cuda/scalars.h"
+#include "cuda/walk.h"
 
 namespace fastclip::cuda {
 namespace {
-
-constexpr int kInFlight = 4;   // 16-byte loads that a thread has under way
-constexpr int kResident = 4;   // blocks of a multiprocessor that registers must allow
-constexpr double kEps = 1e-6;  // torch's
 
 // A float32 sum of squares within these bounds lost nothing that matters to overflow or to squares
 // under 2^-126. Outside, the same registers are summed again, scaled by a power of two. float64 is
@@ -32,6 +27,8 @@ constexpr float kLow = 1e-25f, kHigh = 1e38f;
 struct NormLaunch {
   NormResult result;
   double max_norm;
+  double p;
+  const double* units;
   int64_t first_tensor;
   uint32_t ticket;
   bool first_page;
@@ -95,172 +92,162 @@ __device__ double batch(const Vector (&v)[kInFlight]) {
   return kind == NormKind::kL2 ? again * back * back : again * back;
 }
 
-// This thread's part of a piece.
+// This thread's part of a piece, for orders whose zeros may stand in for what is not there.
 template <NormKind kind, class Number>
-__device__ double reduce(const Piece& piece) {
+__device__ double reduce(const Piece& piece, Team team) {
   const Split<Number> x(piece.data, piece.numel);
   const uint4* body = x.body();
   double total = 0;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < x.vectors; i += kThreads * kInFlight) {
+  for (uint32_t i = team.thread; i < x.vectors; i += team.threads * kInFlight) {
     Vector v[kInFlight] = {};
 #pragma unroll
     for (int k = 0; k < kInFlight; ++k) {
-      const int at = i + k * kThreads;
+      const uint32_t at = i + k * team.threads;
       if (at < x.vectors) v[k] = Vector::load(body + at);
     }
     total = combine<kind>(total, batch<kind, Number>(v));
   }
-  const int edge = x.edge(threadIdx.x);
-  if (edge >= 0) total = gather<kind>(total, static_cast<double>(Number::real(x.data[edge])));
+  const auto* edge = x.edge(team.thread);
+  if (edge != nullptr) total = gather<kind>(total, static_cast<double>(Number::real(*edge)));
   return total;
 }
 
-template <NormKind kind>
-__device__ double reduce_any(const Piece& piece) {
-  switch (piece.dtype) {
-    case DType::kF32: return reduce<kind, F32>(piece);
-    case DType::kF64: return reduce<kind, F64>(piece);
-    case DType::kBF16: return reduce<kind, BF16>(piece);
-    default: return reduce<kind, F16>(piece);
-  }
-}
+// What an order without a total adds up: |x / unit| to the power of p.
+struct Power {
+  double p;
+  double unit;
+};
 
 template <NormKind kind>
-__device__ double root(double sum) {
-  return kind == NormKind::kL2 ? sqrt(sum) : sum;
+__device__ double term(double x, Power power) {
+  return kind == NormKind::kMin ? fabs(x) : pow(fabs(x) / power.unit, power.p);
 }
 
-__device__ double factor_of(double max_norm, double norm) {
-  const double factor = max_norm / (norm + kEps);
-  return factor >= 1 ? 1 : factor;  // NaN stays, and makes every gradient NaN
-}
-
-__device__ double load_number(const void* data, DType dtype) {
-  switch (dtype) {
-    case DType::kF32: return *static_cast<const float*>(data);
-    case DType::kF64: return *static_cast<const double*>(data);
-    case DType::kBF16: return BF16::real(*static_cast<const uint16_t*>(data));
-    default: return F16::real(*static_cast<const uint16_t*>(data));
-  }
-}
-
-__device__ void store_number(void* data, DType dtype, double x) {
-  switch (dtype) {
-    case DType::kF32: *static_cast<float*>(data) = static_cast<float>(x); break;
-    case DType::kF64: *static_cast<double*>(data) = x; break;
-    case DType::kBF16: *static_cast<uint16_t*>(data) = BF16::bits(static_cast<float>(x)); break;
-    default: *static_cast<uint16_t*>(data) = F16::bits(static_cast<float>(x));
-  }
-}
-
-// The sum over this page's partials, in thread 0; on the way, the norm of each of its tensors.
-template <NormKind kind, class Page>
-__device__ double sum_partials(const Page& page, const NormLaunch& launch) {
-  const double* partial = launch.result.work + kWorkHeader;
-  double sum = 0;
-  if (launch.result.per_tensor == nullptr) {
-    for (unsigned int b = threadIdx.x; b < gridDim.x; b += kThreads) {
-      sum = combine<kind>(sum, __ldcg(partial + b));
+// The same for the other orders, an element at a time in float64.
+template <NormKind kind, class Number>
+__device__ double reduce_slowly(const Piece& piece, Team team, Power power) {
+  const Split<Number> x(piece.data, piece.numel);
+  const uint4* body = x.body();
+  double total = nothing<kind>();
+#pragma unroll 1
+  for (uint32_t i = team.thread; i < x.vectors; i += team.threads) {
+    const Vector v = Vector::load(body + i);
+#pragma unroll
+    for (int n = 0; n < Number::kItems; ++n) {
+      total = combine<kind>(total, term<kind>(Number::item(v.word, n), power));
     }
-    return block_total<kind>(sum);
   }
+  const auto* edge = x.edge(team.thread);
+  if (edge != nullptr) total = combine<kind>(total, term<kind>(Number::real(*edge), power));
+  return total;
+}
+
+template <NormKind kind, class Number>
+__device__ double reduce_as(const Piece& piece, Team team, Power power) {
+  if constexpr (kind == NormKind::kMin || kind == NormKind::kPower) {
+    return reduce_slowly<kind, Number>(piece, team, power);
+  } else {
+    return reduce<kind, Number>(piece, team);
+  }
+}
+
+template <NormKind kind>
+__device__ double reduce_any(const Piece& piece, Team team, Power power) {
+  switch (piece.dtype) {
+    case DType::kF32: return reduce_as<kind, F32>(piece, team, power);
+    case DType::kF64: return reduce_as<kind, F64>(piece, team, power);
+    case DType::kBF16: return reduce_as<kind, BF16>(piece, team, power);
+    default: return reduce_as<kind, F16>(piece, team, power);
+  }
+}
+
+template <NormKind kind>
+__device__ double root(double sum, Power power) {
+  if (kind == NormKind::kL2) return sqrt(sum);
+  if (kind != NormKind::kPower) return sum;
+  const double whole = pow(sum, 1 / power.p);
+  if (whole <= 1.7976931348623157e308) return power.unit * whole;
+  const double half = pow(sum, 0.5 / power.p);  // the root may overflow where its product does not
+  return power.unit * half * half;
+}
+
+__device__ inline Power power_of(const NormLaunch& launch, uint32_t tensor) {
+  if (launch.units == nullptr) return {launch.p, 1};
+  const double unit = launch.units[launch.first_tensor + tensor];
+  return {launch.p, unit > 0 && isfinite(unit) ? unit : 1};
+}
+
+// The norm of each of the page's tensors, and in thread 0 the sum over all of them.
+template <NormKind kind, class Page>
+__device__ double sum_tensors(const Page& page, const NormLaunch& launch) {
+  const double* partial = launch.result.work + kWorkHeader;
   const uint32_t lane = threadIdx.x % 32;
+  double sum = nothing<kind>();
   for (uint32_t t = threadIdx.x / 32; t < page.tensors; t += kWarps) {
-    double tensor = 0;
-    for (uint32_t c = (t == 0 ? 0 : page.entry[t - 1].end) + lane; c < page.entry[t].end; c += 32) {
-      tensor = combine<kind>(tensor, __ldcg(partial + c));
+    double tensor = nothing<kind>();
+    const uint32_t begin = t == 0 ? 0 : page.entry[t - 1].end, end = page.entry[t].end;
+    if (begin != end) {
+      const uint32_t last = block_of(page.chunks, end - 1);
+      for (uint32_t b = block_of(page.chunks, begin) + lane; b <= last; b += 32) {
+        tensor = combine<kind>(tensor, __ldcg(partial + t + b));
+      }
     }
     tensor = warp_total<kind>(tensor);
-    if (lane == 0) {
-      launch.result.per_tensor[launch.first_tensor + t] = root<kind>(tensor);
-      sum = combine<kind>(sum, tensor);
-    }
+    if (lane != 0) continue;
+    launch.result.per_tensor[launch.first_tensor + t] = root<kind>(tensor, power_of(launch, t));
+    sum = combine<kind>(sum, tensor);
   }
   return block_total<kind>(sum);
 }
 
+template <NormKind kind>
+__device__ void write_total(const NormLaunch& launch, double sum) {
+  const NormResult& result = launch.result;
+  if (!launch.first_page) sum = combine<kind>(result.work[0], sum);
+  result.work[0] = sum;
+  if (!launch.last_page) return;
+  const double norm = root<kind>(sum, {});
+  result.work[1] = norm;
+  result.work[2] = factor_of(launch.max_norm, norm);
+  if (result.total != nullptr) store_number(result.total, result.total_dtype, norm);
+}
+
+// Partials: one a block, or where each tensor's norm is asked one for every tensor that a block has
+// a part of. Those of tensor t and block b lie at t + b: from one to the next of them, in the order
+// of chunks, at least one of the two is larger.
 template <NormKind kind, class Page>
 __global__ void __launch_bounds__(kThreads, kResident)
     norm_kernel(const __grid_constant__ Page page, const __grid_constant__ NormLaunch launch) {
-  const NormResult& result = launch.result;
-  double* partial = result.work + kWorkHeader;
-  double total = 0;
-  for (uint32_t chunk = blockIdx.x; chunk < page.chunks; chunk += gridDim.x) {
-    total = combine<kind>(total, reduce_any<kind>(find(page, chunk)));
-    if (result.per_tensor != nullptr) {
-      total = block_total<kind>(total);
-      if (threadIdx.x == 0) partial[chunk] = total;
-      total = 0;
+  double* partial = launch.result.work + kWorkHeader;
+  const bool per_tensor = kind == NormKind::kPower || launch.result.per_tensor != nullptr;
+  double total = nothing<kind>();
+  walk<false>(page, [&](uint32_t tensor, const Piece& piece, Team team) {
+    const Power power = kind == NormKind::kPower ? power_of(launch, tensor) : Power{};
+    double sum = reduce_any<kind>(piece, team, power);
+    if (!per_tensor) {
+      total = combine<kind>(total, sum);
+      return;
     }
-  }
-  if (result.per_tensor == nullptr) {
+    sum = team.is_block() ? block_total<kind>(sum) : warp_total<kind>(sum);
+    if (team.thread == 0) partial[tensor + blockIdx.x] = sum;
+  });
+  let_next_launch_begin();
+  if (!per_tensor) {
     total = block_total<kind>(total);
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
   }
   if (!is_last_block(&g_tickets[launch.ticket])) return;
-
-  double sum = sum_partials<kind>(page, launch);
-  if (threadIdx.x != 0) return;
-  if (!launch.first_page) sum = combine<kind>(result.work[0], sum);
-  result.work[0] = sum;
-  if (!launch.last_page) return;
-  const double norm = root<kind>(sum);
-  const double factor = factor_of(launch.max_norm, norm);
-  result.work[1] = norm;
-  result.work[2] = factor;
-  if (result.total != nullptr) store_number(result.total, result.total_dtype, norm);
-  if (result.optimizer != nullptr) {
-    result.optimizer[0] = static_cast<float>(1 / factor);
-    result.optimizer[1] = isfinite(norm) ? 0.0f : 1.0f;
-  }
-}
-
-template <class Number>
-__device__ void scale(const Piece& piece, double factor) {
-  const typename Number::Real f = static_cast<typename Number::Real>(factor);
-  const Split<Number> x(piece.data, piece.numel);
-  uint4* body = x.body();
-#pragma unroll 1
-  for (int i = threadIdx.x; i < x.vectors; i += kThreads * kInFlight) {
-    Vector v[kInFlight] = {};
-#pragma unroll
-    for (int k = 0; k < kInFlight; ++k) {
-      if (i + k * kThreads < x.vectors) v[k] = Vector::load(body + i + k * kThreads);
+  if (per_tensor) {
+    total = sum_tensors<kind>(page, launch);
+  } else {
+    total = nothing<kind>();
+    for (uint32_t b = threadIdx.x; b < gridDim.x; b += kThreads) {
+      total = combine<kind>(total, __ldcg(partial + b));
     }
-#pragma unroll
-    for (int k = 0; k < kInFlight; ++k) {
-#pragma unroll
-      for (int n = 0; n < Number::kItems; ++n) Number::scale(v[k].word, n, f);
-      if (i + k * kThreads < x.vectors) v[k].store(body + i + k * kThreads);
-    }
+    total = block_total<kind>(total);
   }
-  const int edge = x.edge(threadIdx.x);
-  if (edge >= 0) x.data[edge] = Number::bits(Number::real(x.data[edge]) * f);
-}
-
-// Last chunk first: its end is what the L2 cache still holds of the norm's pass.
-template <class Page>
-__global__ void __launch_bounds__(kThreads, kResident)
-    scale_kernel(const __grid_constant__ Page page, const __grid_constant__ KnownNorm known,
-                 const double max_norm) {
-  __shared__ double shared_factor;
-  if (threadIdx.x == 0) {
-    const double norm = known.data == nullptr ? known.value : load_number(known.data, known.dtype);
-    shared_factor = factor_of(max_norm, norm);
-  }
-  __syncthreads();
-  const double factor = shared_factor;
-  if (factor == 1) return;
-  for (uint32_t i = blockIdx.x; i < page.chunks; i += gridDim.x) {
-    const Piece piece = find(page, page.chunks - 1 - i);
-    switch (piece.dtype) {
-      case DType::kF32: scale<F32>(piece, factor); break;
-      case DType::kF64: scale<F64>(piece, factor); break;
-      case DType::kBF16: scale<BF16>(piece, factor); break;
-      default: scale<F16>(piece, factor);
-    }
-  }
+  if (kind != NormKind::kPower && threadIdx.x == 0) write_total<kind>(launch, total);
 }
 
 uint32_t next_ticket(cudaStream_t stream) {
@@ -273,67 +260,63 @@ uint32_t next_ticket(cudaStream_t stream) {
   return kTickets + ticket;
 }
 
-}  // namespace
-
-bool has_norm(double p) { return p == 1 || p == 2 || (std::isinf(p) && p > 0); }
-
-int64_t partials(const Tensors& tensors, bool per_tensor) {
-  if (!per_tensor) return kMaxBlocks;
-  int64_t most = 1;
-  with_page(tensors, [&](auto& page) {
-    for (size_t next = 0; next < tensors.size();) {
-      next = fill(page, tensors, next);
-      most = std::max<int64_t>(most, page.chunks);
-    }
-  });
-  return most;
-}
-
-void grad_norm(const Tensors& tensors, double p, double max_norm, const NormResult& result,
-               Queue queue) {
-  if (!has_norm(p)) throw std::invalid_argument("p must be 1, 2 or infinity");
+template <NormKind kind>
+void launch_norm(const Tensors& tensors, NormLaunch args, Queue queue) {
   const DeviceGuard guard(queue.device);
-  NormLaunch args{result, max_norm, 0, next_ticket(static_cast<cudaStream_t>(queue.stream)),
-                  true,   false};
+  args.ticket = next_ticket(static_cast<cudaStream_t>(queue.stream));
+  args.first_page = true;
   with_page(tensors, [&](auto& page) {
     using Page = std::decay_t<decltype(page)>;
     size_t next = 0;
-    do {
+    do {  // once for an empty list, too, whose norm is 0
       args.first_tensor = static_cast<int64_t>(next);
       next = fill(page, tensors, next);
       args.last_page = next == tensors.size();
-      if (p == 2) {
-        launch<norm_kernel<NormKind::kL2, Page>>(page.chunks, queue, page, args);
-      } else if (p == 1) {
-        launch<norm_kernel<NormKind::kL1, Page>>(page.chunks, queue, page, args);
-      } else {
-        launch<norm_kernel<NormKind::kMax, Page>>(page.chunks, queue, page, args);
-      }
+      launch<norm_kernel<kind, Page>>(page.chunks, false, queue, page, args);
       args.first_page = false;
     } while (!args.last_page);
   });
 }
 
-void scale_grads(const Tensors& tensors, double max_norm, const KnownNorm& norm, Queue queue) {
-  const DeviceGuard guard(queue.device);
-  with_page(tensors, [&](auto& page) {
-    using Page = std::decay_t<decltype(page)>;
-    // The page read last is scaled first.
-    for (size_t pages = (tensors.size() + Page::kCapacity - 1) / Page::kCapacity; pages > 0;) {
-      fill(page, tensors, --pages * Page::kCapacity);
-      if (page.chunks == 0) continue;
-      launch<scale_kernel<Page>>(page.chunks, queue, page, norm, max_norm);
-    }
-  });
+}  // namespace
+
+bool has_total(double p) { return p == 1 || p == 2 || std::isinf(p); }
+
+int64_t partials(const Tensors& tensors) {
+  return kMaxBlocks + std::min<int64_t>(LargePage::kCapacity, tensors.size());
 }
 
-const char* why_not(int device) {
-  int driver = 0, major = 0;
-  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return "there is no driver";
-  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) {
-    return "the CUDA runtime sees no such device";
+void grad_norm(const Tensors& tensors, double p, double max_norm, const NormResult& result,
+               const double* units, Queue queue) {
+  if (!(p != 0 && p == p)) throw std::invalid_argument("p must be a number other than 0");
+  const NormLaunch args{result, max_norm, p, units, 0, 0, true, false};
+  if (p == 2) return launch_norm<NormKind::kL2>(tensors, args, queue);
+  if (p == 1) return launch_norm<NormKind::kL1>(tensors, args, queue);
+  if (p == HUGE_VAL) return launch_norm<NormKind::kMax>(tensors, args, queue);
+  if (p == -HUGE_VAL) return launch_norm<NormKind::kMin>(tensors, args, queue);
+  if (result.per_tensor == nullptr || result.total != nullptr) {
+    throw std::invalid_argument("an order other than 1, 2, infinity has norms of tensors alone");
   }
-  return major < 8 ? "the device is older than compute capability 8.0" : "";
+  launch_norm<NormKind::kPower>(tensors, args, queue);
+}
+
+std::string why_not(int device) {
+  int version = 0, devices = 0;
+  if (cudaDriverGetVersion(&version) != cudaSuccess || version == 0) return "there is no driver";
+  cudaError_t error = cudaGetDeviceCount(&devices);
+  if (error == cudaSuccess && device >= devices) return "the CUDA runtime sees no such device";
+  if (error == cudaSuccess) {
+    const DeviceGuard guard(device);
+    cudaFuncAttributes attributes;
+    error = cudaFuncGetAttributes(&attributes, norm_kernel<NormKind::kL2, SmallPage>);
+    if (error == cudaSuccess) return "";
+  }
+  cudaGetLastError();  // forgotten: the next call would be blamed for it
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return "this build has no code for the device, of compute capability " + std::to_string(major) +
+         "." + std::to_string(minor) + " (" + cudaGetErrorString(error) + ")";
 }
 
 }  // namespace fastclip::cuda

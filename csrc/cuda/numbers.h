@@ -34,6 +34,8 @@ struct F32 {
   static __device__ float real(Bits bits) { return __uint_as_float(bits); }
   static __device__ Bits bits(float x) { return __float_as_uint(x); }
   static __device__ float item(const uint32_t* word, int i) { return real(word[i]); }
+  static __device__ Bits take(const uint32_t* word, int i) { return word[i]; }
+  static __device__ void put(uint32_t* word, int i, Bits x) { word[i] = x; }
   static __device__ void scale(uint32_t* word, int i, float f) {
     word[i] = bits(item(word, i) * f);
   }
@@ -45,13 +47,16 @@ struct F64 {
   static constexpr int kItems = 2;
   static __device__ double real(Bits bits) { return __longlong_as_double(bits); }
   static __device__ Bits bits(double x) { return __double_as_longlong(x); }
-  static __device__ double item(const uint32_t* word, int i) {
-    return real(static_cast<Bits>(word[2 * i + 1]) << 32 | word[2 * i]);
+  static __device__ Bits take(const uint32_t* word, int i) {
+    return static_cast<Bits>(word[2 * i + 1]) << 32 | word[2 * i];
   }
+  static __device__ void put(uint32_t* word, int i, Bits x) {
+    word[2 * i] = static_cast<uint32_t>(x);
+    word[2 * i + 1] = static_cast<uint32_t>(x >> 32);
+  }
+  static __device__ double item(const uint32_t* word, int i) { return real(take(word, i)); }
   static __device__ void scale(uint32_t* word, int i, double f) {
-    const Bits product = bits(item(word, i) * f);
-    word[2 * i] = static_cast<uint32_t>(product);
-    word[2 * i + 1] = static_cast<uint32_t>(product >> 32);
+    put(word, i, bits(item(word, i) * f));
   }
 };
 
@@ -62,9 +67,14 @@ struct Narrow {
   using Real = float;
   static constexpr int kItems = 8;
   static __device__ Bits bits(float x) { return static_cast<Bits>(Number::pack(x, 0)); }
-  static __device__ float item(const uint32_t* word, int i) {
-    return Number::real(static_cast<Bits>(word[i / 2] >> (i % 2 * 16)));
+  static __device__ Bits take(const uint32_t* word, int i) {
+    return static_cast<Bits>(word[i / 2] >> (i % 2 * 16));
   }
+  static __device__ void put(uint32_t* word, int i, Bits x) {
+    const uint32_t other = word[i / 2] & (0xffff0000u >> (i % 2 * 16));
+    word[i / 2] = other | static_cast<uint32_t>(x) << (i % 2 * 16);
+  }
+  static __device__ float item(const uint32_t* word, int i) { return Number::real(take(word, i)); }
   static __device__ void scale(uint32_t* word, int i, float f) {
     if (i % 2 == 0) word[i / 2] = Number::pack(item(word, i) * f, item(word, i + 1) * f);
   }
@@ -81,6 +91,11 @@ struct F16 : Narrow<F16> {
   static __device__ float real(Bits bits) { return half_to_float(bits); }
   static __device__ uint32_t pack(float low, float high) { return pack_halves(low, high); }
 };
+
+// 16-byte loads that a thread has under way. Little's law: HBM3 at 3.35 TB/s and 700 ns wants 2.3
+// MB in flight, 18 KB on each of an H100's 132 multiprocessors, HBM3e at 8 TB/s and 800 ns 43 KB on
+// each of 148. Four blocks of 256 threads have 64 KB of 4 loads each.
+constexpr int kInFlight = 4;
 
 // 16 bytes in registers.
 struct Vector {
@@ -99,26 +114,27 @@ struct Split {
   using Bits = typename Number::Bits;
   static constexpr int kItems = Number::kItems;
 
-  __device__ Split(void* data, int numel) : data(static_cast<Bits*>(data)) {
+  __device__ Split(void* data, int64_t numel) : data(static_cast<Bits*>(data)) {
     const int past = static_cast<int>(reinterpret_cast<uintptr_t>(data) % 16 / sizeof(Bits));
     const int to_boundary = past == 0 ? 0 : kItems - past;
-    head = to_boundary < numel ? to_boundary : numel;
-    vectors = (numel - head) / kItems;
-    tail = numel - head - vectors * kItems;
+    head = to_boundary < numel ? to_boundary : static_cast<int>(numel);
+    vectors = static_cast<uint32_t>((numel - head) / kItems);
+    tail = static_cast<int>(numel - head - static_cast<int64_t>(vectors) * kItems);
   }
 
   __device__ uint4* body() const { return reinterpret_cast<uint4*>(data + head); }
 
-  // The scalar that this thread answers for, or -1: the first 8 threads take the head, the next 8
-  // the tail; neither has more than 7.
-  __device__ int edge(int thread) const {
-    if (thread < 8) return thread < head ? thread : -1;
-    return thread - 8 < tail ? head + vectors * kItems + thread - 8 : -1;
+  // The scalar that this thread answers for, or null: the first 8 threads take the head, the next
+  // 8 the tail; neither has more than 7.
+  __device__ Bits* edge(int thread) const {
+    if (thread < 8) return thread < head ? data + thread : nullptr;
+    const int64_t after = head + static_cast<int64_t>(vectors) * kItems;
+    return thread - 8 < tail ? data + after + thread - 8 : nullptr;
   }
 
   Bits* data;
+  uint32_t vectors;  // 64 GB of them at the most
   int head;
-  int vectors;
   int tail;
 };
 

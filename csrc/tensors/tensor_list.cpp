@@ -6,6 +6,7 @@
 #include <string>
 
 #include "tensors/overlap.h"
+#include "tensors/prefetch.h"
 #include "tensors/python_error.h"
 
 namespace fastclip {
@@ -14,17 +15,6 @@ namespace {
 constexpr int64_t kChunkBytes =
     256 * 1024;               // a chunk stays in L2 between a first and a second pass
 constexpr size_t kAhead = 6;  // tensors whose memory is on its way
-
-// A tensor is a Python object, which holds a pointer to torch's, which is three cache lines: in a
-// training step all of them have gone cold. What these words hold is only prefetched.
-void prefetch_pointees(PyObject* object) {
-  constexpr size_t kWords = 4;
-  if (Py_TYPE(object)->tp_basicsize < static_cast<Py_ssize_t>(kWords * sizeof(void*))) return;
-  const char* const* words = reinterpret_cast<const char* const*>(object);
-  for (size_t w = 2; w < kWords; ++w) {
-    for (int line = 0; line < 3; ++line) __builtin_prefetch(words[w] + 64 * line);
-  }
-}
 
 // Whether this thread is the only one that runs Python, so that no tensor changes while the GIL is
 // released.

@@ -202,16 +202,19 @@ void bind_torch(PyObject* tensor_type, PyObject* parameter_type, PyObject* incre
   Py_INCREF(increment_version);
 }
 
+bool is_plain(PyObject* object) {
+  return Py_TYPE(object) == g_tensor_type || Py_TYPE(object) == g_parameter_type;
+}
+
 PyObject* grad_of(PyObject* object) {
   static PyObject* const name = PyUnicode_InternFromString("grad");
-  const bool plain = Py_TYPE(object) == g_tensor_type || Py_TYPE(object) == g_parameter_type;
-  if (plain && g_grad != nullptr) return g_grad->get(object, g_grad->closure);
+  if (is_plain(object) && g_grad != nullptr) return g_grad->get(object, g_grad->closure);
   return PyObject_GetAttr(object, name);
 }
 
 TensorView view_of(PyObject* object) {
   if (g_api == nullptr) throw std::runtime_error("fastclip._native is not bound to torch yet");
-  if (Py_TYPE(object) != g_tensor_type && Py_TYPE(object) != g_parameter_type) {
+  if (!is_plain(object)) {
     throw Unsupported(std::string("a ") + Py_TYPE(object)->tp_name + ", not a plain tensor");
   }
   dlpack::Tensor tensor{};
@@ -248,9 +251,9 @@ bool may_be_inference(PyObject* tensor) {
 }
 
 void require_writable(PyObject* tensor) {
-  const bool plain = Py_TYPE(tensor) == g_tensor_type || Py_TYPE(tensor) == g_parameter_type;
-  PyObject* version = plain && g_version != nullptr ? g_version->get(tensor, g_version->closure)
-                                                    : PyObject_GetAttrString(tensor, "_version");
+  PyObject* version = is_plain(tensor) && g_version != nullptr
+                          ? g_version->get(tensor, g_version->closure)
+                          : PyObject_GetAttrString(tensor, "_version");
   if (version == nullptr) {  // an inference tensor has none; torch says when it may be written
     PyErr_Clear();
     version = PyObject_CallMethod(tensor, "mul_", "d", 1.0);

@@ -52,6 +52,9 @@ struct TensorView {
 void bind_torch(PyObject* tensor_type, PyObject* parameter_type, PyObject* increment_version,
                 PyObject* inference, PyObject* normal);
 
+// Whether it is an exact torch.Tensor or nn.Parameter.
+bool is_plain(PyObject* object);
+
 // A new reference to object.grad, or null with the Python exception set. For a plain tensor torch's
 // getter is called without the attribute's look-up: a third of the time of a thousand gradients.
 PyObject* grad_of(PyObject* object);

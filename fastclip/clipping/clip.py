@@ -148,9 +148,9 @@ def clip_tensors_(
 def clip_grad_value_(parameters: _Tensors, clip_value: float, foreach: bool | None = None) -> None:
     """Clamps every gradient element to [-clip_value, clip_value], in place.
 
-    A drop-in for :func:`torch.nn.utils.clip_grad_value_`. On the CPU one read, and a write only
-    where something is clipped. NaN stays NaN; a negative `clip_value` is given to every other
-    element, as by torch.
+    A drop-in for :func:`torch.nn.utils.clip_grad_value_`. On the CPU and on GPUs one read, and a
+    write only where something is clipped. NaN stays NaN; a negative `clip_value` is given to every
+    other element, as by torch.
 
     Args:
         parameters: a tensor or an iterable of tensors, whose ``.grad`` is clipped; None is skipped.

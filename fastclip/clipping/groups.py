@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,8 @@ from fastclip.clipping.factor import measurable
 from fastclip.clipping.names import raise_nonfinite
 from fastclip.ops.grad_norm.backends import Grads, collect
 from fastclip.ops.grad_norm.cpu import CpuGrads
-from fastclip.ops.grad_norm.reference import EPS, norm_of
+from fastclip.ops.grad_norm.gpu import GpuGrads
+from fastclip.ops.grad_norm.reference import factor_of, norm_of
 from fastclip.ops.grad_norm.sharded import plain_norm
 from fastclip.optimizers import OptimizerWrapper, unwrap
 
@@ -38,7 +40,7 @@ def clip_groups_(
 
     As :func:`fastclip.clip_grad_norm_` of one group after the other, but that all gradients are
     read in one pass, and those of a norm over its limit are written in at most one. Nothing waits
-    for a GPU, where scaling is a launch for each group.
+    for a GPU, where one launch scales all groups.
 
     Args:
         optimizer_or_groups: an optimizer, a trainer's wrapper of one, or groups as optimizers take
@@ -73,7 +75,7 @@ def clip_groups_(
     result = norms.to(torch.promote_types(torch.float32, dtype))
     if error_if_nonfinite and not result.isfinite().all():
         raise_nonfinite(p, grads, groups)
-    if isinstance(grads, CpuGrads):
+    if isinstance(grads, (CpuGrads, GpuGrads)):
         grads.scale_each_(_factors(units, norms))
         return result
     for unit, norm in zip(units, norms.unbind(), strict=True):
@@ -153,12 +155,22 @@ def _norms_one_by_one(units: list[_Unit], p: float) -> Tensor:
 
 
 def _factors(units: list[_Unit], norms: Tensor) -> Tensor:
-    """The factor of each gradient, [gradients], float64."""
-    limits = torch.tensor([unit.max_norm for unit in units], dtype=torch.float64)
-    factors = (limits / (norms + EPS)).clamp(max=1.0)
-    factors = torch.where(limits.isinf(), 1.0, factors)
+    """The factor of each gradient, [gradients], float64, where the norms lie.
+
+    The limits of a run of units are one number to a kernel: none is copied to a GPU.
+    """
+    runs = [(limit, len(list(same))) for limit, same in groupby(unit.max_norm for unit in units)]
+    pieces = norms.split([count for _, count in runs])
+    of_units = [
+        torch.ones_like(piece) if math.isinf(limit) else factor_of(limit, piece)
+        for (limit, _), piece in zip(runs, pieces, strict=True)
+    ]
     counts = [sum(q.grad is not None for q in unit.parameters) for unit in units]
-    return factors.repeat_interleave(torch.tensor(counts))
+    factors = torch.cat(of_units)
+    if counts == [1] * len(counts):
+        return factors
+    each = [f.expand(count) for f, count in zip(factors.unbind(), counts, strict=True) if count]
+    return torch.cat(each)
 
 
 def _clip_unit(unit: _Unit, norm: Tensor, by_torch: bool) -> None:

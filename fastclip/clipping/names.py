@@ -79,7 +79,7 @@ def named_nonfinite(
             raise
         grads = collect(tensors, take_grads=take_grads)
         holders = tensors if take_grads else [SimpleNamespace(grad=t) for t in tensors]
-        able = grads if grads is not None and len(grads) and grads.has_norm(p) else None
+        able = grads if grads and grads.has_norm(p) else None
         raise_nonfinite(p, able, [{"params": holders, "param_names": names}])
 
 

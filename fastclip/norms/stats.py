@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastclip.ops.grad_norm.reference import moved
-from fastclip.ops.grad_norm.sharded import is_dtensor
+from fastclip.ops.grad_norm.sorting import is_dtensor
 
 
 class TensorStats(NamedTuple):

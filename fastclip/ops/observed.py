@@ -1,12 +1,14 @@
 """Who watches the calls of torch's ops: native code, which makes none, would be missing there.
 
-A tracer (make_fx, torch.jit.trace), a TorchDispatchMode (counters of operations, of memory, of
-communication) and a TorchFunctionMode see an op's registered form, or torch's own functions. A
-profiler sees one range for each call.
+A tracer (make_fx, torch.jit.trace), a TorchDispatchMode (counters of operations, of memory) and a
+TorchFunctionMode see an op's registered form, or torch's own functions. CommDebugMode, which counts
+communication, sees all there is of that in native code's surroundings too. A profiler sees one
+range for each call.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -26,7 +28,7 @@ def is_observed() -> bool:
     """Whether a tracer or a mode is to see what is done to tensors now."""
     return (
         torch.compiler.is_compiling()
-        or _dispatch_modes() > 0
+        or (_dispatch_modes() > 0 and _a_dispatch_mode_watches())
         or (_function_modes() > 0 and _a_function_mode_watches())
         or _is_traced()
     )
@@ -57,6 +59,14 @@ def call(
         return function(*args)
     with record_function(f"fastclip::{name}"):
         return function(*args)
+
+
+def _a_dispatch_mode_watches() -> bool:
+    """One that is not CommDebugMode: collectives are torch's functional ones, which it sees."""
+    module = sys.modules.get("torch.distributed.tensor.debug")
+    counter = getattr(module, "CommDebugMode", None)
+    modes = map(torch._C._get_dispatch_stack_at, range(_dispatch_modes()))
+    return any(type(mode) is not counter for mode in modes)
 
 
 def _a_function_mode_watches() -> bool:

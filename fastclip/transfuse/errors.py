@@ -23,5 +23,7 @@ def usage_errors() -> Iterator[None]:
     """Turn what wrong arguments and files raise into UsageError; for set-up code only."""
     try:
         yield
+    except RunError:
+        raise
     except (ValueError, OSError, RuntimeError) as error:
         raise UsageError(str(error)) from error

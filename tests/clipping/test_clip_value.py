@@ -133,6 +133,7 @@ def test_nothing_is_written_where_nothing_is_clipped(tmp_path):
         fastclip.clip_grad_value_([parameter(torch.frombuffer(pages, dtype=dtype))], 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(native.core is None, reason=f"no core: {native.why_missing}")
 @pytest.mark.parametrize("isa", ["baseline", "v3", "v4"])
 def test_every_level(isa):

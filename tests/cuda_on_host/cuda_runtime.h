@@ -16,6 +16,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -37,16 +38,44 @@ struct uint4 {
 
 using std::isfinite;
 using std::max;
+using std::min;
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorLaunchFailure = 719 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };
+#define CUDART_VERSION 13000
+
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorLaunchFailure = 719
+};
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrComputeCapabilityMinor
+};
+enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess };
+enum { cudaEnableDefault };
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 using cudaStream_t = struct Stream*;
+
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
+
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    int programmaticStreamSerializationAllowed;
+  } val;
+};
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes;
   cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned int numAttrs;
+};
+
+struct cudaFuncAttributes {
+  int ptxVersion;
 };
 
 namespace on_host {
@@ -55,10 +84,15 @@ struct Device {  // what a test sets before, and reads after, a launch
   int driver = 13000;
   int multiprocessors = 3;
   int blocks_each = 2;
-  int current = 0;
+  int capability = 90;
+  int oldest_code = 80;     // of what this binary has
+  int current = 0;          // by cudaSetDevice
+  std::set<int> contexts;   // devices that have one, which takes memory there
+  std::vector<int> pushed;  // devices of the contexts on top of the thread's own
   bool capturing = false;
   bool host_only = false;  // launches run nothing: what is left is the host's part
   int launches = 0;
+  int early = 0;  // launches that may begin before the one before them has ended
   unsigned int grid = 0;
   std::mt19937 order{0};
   std::string error;
@@ -202,6 +236,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                const Arguments&... arguments) {
   using namespace on_host;
   ++device.launches;
+  device.early += config->numAttrs;
   device.grid = config->gridDim.x;
   if (device.host_only) return cudaSuccess;
   gridDim = config->gridDim;
@@ -219,21 +254,84 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   return cudaSuccess;
 }
 
-inline const char* cudaGetErrorString(cudaError_t) { return on_host::device.error.c_str(); }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  if (error == cudaErrorNoKernelImageForDevice) return "no kernel image is available";
+  return on_host::device.error.c_str();
+}
+
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 inline cudaError_t cudaGetDevice(int* current) {
-  *current = on_host::device.current;
+  const std::vector<int>& pushed = on_host::device.pushed;
+  *current = pushed.empty() ? on_host::device.current : pushed.back();
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 64;
   return cudaSuccess;
 }
 
 inline cudaError_t cudaSetDevice(int wanted) {
   on_host::device.current = wanted;
+  on_host::device.contexts.insert(wanted);
   return cudaSuccess;
 }
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  const bool count = attribute == cudaDevAttrMultiProcessorCount;
-  *value = count ? on_host::device.multiprocessors : 9;
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount: *value = on_host::device.multiprocessors; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = on_host::device.capability / 10; break;
+    default: *value = on_host::device.capability % 10;
+  }
+  return cudaSuccess;
+}
+
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
+  attributes->ptxVersion = on_host::device.capability;
+  const bool has_code = on_host::device.capability >= on_host::device.oldest_code;
+  return has_code ? cudaSuccess : cudaErrorNoKernelImageForDevice;
+}
+
+// The driver's functions that the core asks for. A context is its device's number plus 1.
+namespace on_host {
+
+inline int get_device(int* handle, int ordinal) { return *handle = ordinal, 0; }
+
+inline int retain(void** context, int handle) {
+  device.contexts.insert(handle);
+  *context = reinterpret_cast<void*>(static_cast<intptr_t>(handle) + 1);
+  return 0;
+}
+
+inline int release(int) { return 0; }
+
+inline int push(void* context) {
+  device.pushed.push_back(static_cast<int>(reinterpret_cast<intptr_t>(context)) - 1);
+  return 0;
+}
+
+inline int pop(void** context) {
+  *context = reinterpret_cast<void*>(static_cast<intptr_t>(device.pushed.back()) + 1);
+  device.pushed.pop_back();
+  return 0;
+}
+
+}  // namespace on_host
+
+inline cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** found, unsigned int,
+                                                    unsigned long long,
+                                                    cudaDriverEntryPointQueryResult*) {
+  const std::string wanted = name;
+  *found = nullptr;
+  if (wanted == "cuDeviceGet") *found = reinterpret_cast<void*>(on_host::get_device);
+  if (wanted == "cuDevicePrimaryCtxRetain") *found = reinterpret_cast<void*>(on_host::retain);
+  if (wanted == "cuDevicePrimaryCtxRelease") {
+    *found = reinterpret_cast<void*>(static_cast<int (*)(int)>(on_host::release));
+  }
+  if (wanted == "cuCtxPushCurrent") *found = reinterpret_cast<void*>(on_host::push);
+  if (wanted == "cuCtxPopCurrent") *found = reinterpret_cast<void*>(on_host::pop);
   return cudaSuccess;
 }
 

@@ -1,4 +1,4 @@
-// csrc/cuda/grad_norm.cu, compiled for the CPU against the stand-in beside this file, with a C
+// csrc/cuda, compiled for the CPU against the stand-in beside this file, with a C
 // interface for the tests.
 #include "cuda_runtime.h"
 
@@ -24,6 +24,7 @@ inline uint32_t pack_bfloats(float low, float high) {
 }  // namespace fastclip::cuda
 
 #include "cuda/grad_norm.cu"
+#include "cuda/scale.cu"
 
 using namespace fastclip;
 using fastclip::cuda::Tensors;
@@ -61,6 +62,7 @@ void set_device(int32_t multiprocessors, int32_t blocks_each, uint32_t seed, boo
   on_host::device.order.seed(seed);
   on_host::device.capturing = capturing;
   on_host::device.launches = 0;
+  on_host::device.early = 0;
 }
 
 void set_driver(int32_t version) { on_host::device.driver = version; }
@@ -76,39 +78,85 @@ int32_t tickets_in_use() {
   return used;
 }
 
-int64_t work_size(void* const* data, const int64_t* numel, const int32_t* dtype, int32_t count,
-                  bool per_tensor) {
-  return cuda::kWorkHeader + cuda::partials(tensors_of(data, numel, dtype, count), per_tensor);
+int32_t early_launches() { return on_host::device.early; }
+void set_capability(int32_t capability, int32_t oldest_code) {
+  on_host::device.capability = capability;
+  on_host::device.oldest_code = oldest_code;
+}
+void forget_contexts() { on_host::device.contexts.clear(); }
+bool has_context(int32_t device) { return on_host::device.contexts.count(device) != 0; }
+
+const char* why_not(int32_t device) {
+  g_error = cuda::why_not(device);
+  return g_error.c_str();
+}
+
+int64_t work_size(void* const* data, const int64_t* numel, const int32_t* dtype, int32_t count) {
+  return cuda::kWorkHeader + cuda::partials(tensors_of(data, numel, dtype, count));
 }
 
 const char* grad_norm(void* const* data, const int64_t* numel, const int32_t* dtype, int32_t count,
                       double p, double max_norm, double* work, void* total, int32_t total_dtype,
-                      double* per_tensor, float* optimizer, int32_t device) {
+                      double* per_tensor, const double* units, int32_t device) {
   return caught([&] {
     cuda::grad_norm(tensors_of(data, numel, dtype, count), p, max_norm,
-                    {work, total, static_cast<DType>(total_dtype), per_tensor, optimizer},
+                    {work, total, static_cast<DType>(total_dtype), per_tensor}, units,
                     {device, nullptr});
   });
 }
 
+// `factor` is a cuda::Factor.
 const char* scale_grads(void* const* data, const int64_t* numel, const int32_t* dtype,
-                        int32_t count, double max_norm, const void* norm, int32_t norm_dtype,
-                        double value, int32_t device) {
+                        int32_t count, int32_t factor, double max_norm, const void* number,
+                        int32_t number_dtype, double value, bool after_norm, int32_t device) {
   return caught([&] {
-    cuda::scale_grads(tensors_of(data, numel, dtype, count), max_norm,
-                      {norm, static_cast<DType>(norm_dtype), value}, {device, nullptr});
+    const cuda::Multiplier multiplier{static_cast<cuda::Factor>(factor),
+                                      number,
+                                      static_cast<DType>(number_dtype),
+                                      value,
+                                      max_norm,
+                                      after_norm};
+    cuda::scale_grads(tensors_of(data, numel, dtype, count), multiplier, {device, nullptr});
   });
 }
 
-// Where a chunk of a list lies, from the table alone: the tensors need not exist.
-void find_chunk(void* const* data, const int64_t* numel, const int32_t* dtype, int32_t count,
-                uint32_t chunk, uint64_t* address, int32_t* chunk_numel, uint32_t* chunks) {
+const char* clamp_grads(void* const* data, const int64_t* numel, const int32_t* dtype,
+                        int32_t count, double limit, int32_t device) {
+  return caught(
+      [&] { cuda::clamp_grads(tensors_of(data, numel, dtype, count), limit, {device, nullptr}); });
+}
+
+// The pieces of a list that the first thread of each block has, from the table alone: the tensors
+// need not exist. Returns how many; writes those that there is room for.
+int32_t pieces(void* const* data, const int64_t* numel, const int32_t* dtype, int32_t count,
+               uint32_t grid, bool backwards, uint64_t* address, int64_t* elements, int32_t room) {
   auto page = std::make_unique<cuda::SmallPage>();
   cuda::fill(*page, tensors_of(data, numel, dtype, count), 0);
-  *chunks = page->chunks;
-  const cuda::Piece piece = cuda::find(*page, chunk);
-  *address = reinterpret_cast<uint64_t>(piece.data);
-  *chunk_numel = piece.numel;
+  int32_t found = 0;
+  on_host::Fiber fiber;
+  on_host::block.running = &fiber;
+  gridDim = dim3(grid);
+  for (uint32_t b = 0; b < grid; ++b) {
+    blockIdx = dim3(b);
+    // A warp's piece comes to that warp alone: all are asked.
+    for (uint32_t warp = 0; warp < cuda::kWarps; ++warp) {
+      fiber.index = dim3(warp * 32, 0, 0);
+      const auto use = [&](uint32_t, const cuda::Piece& piece, cuda::Team team) {
+        if (team.is_block() && warp != 0) return;
+        if (found < room) {
+          address[found] = reinterpret_cast<uint64_t>(piece.data);
+          elements[found] = piece.numel;
+        }
+        ++found;
+      };
+      if (backwards) {
+        cuda::walk<true>(*page, use);
+      } else {
+        cuda::walk<false>(*page, use);
+      }
+    }
+  }
+  return found;
 }
 
 // A kernel whose last warp never comes to the barrier: the stand-in must say so.

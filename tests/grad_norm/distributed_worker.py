@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -131,16 +132,38 @@ def check_nonfinite_on_one_rank():
             torch.testing.assert_close(found, wanted, equal_nan=True, rtol=1e-6, atol=0)
 
 
+def all_reduces(call) -> int:
+    """How many all_reduces CommDebugMode counts, and that there is no other communication."""
+    counter = CommDebugMode()
+    with counter:
+        call()
+    counts = counter.get_comm_counts()
+    assert set(counts) <= {torch.ops.c10d_functional.all_reduce}, counts
+    return counter.get_total_counts()
+
+
 def check_one_all_reduce_for_each_mesh_dimension():
+    groups = 1 if dist.get_world_size() == 2 else 3  # of two ranks: the same group
     grads = several_meshes()[:8]
-    calls = []
-    all_reduce = dist.all_reduce
-    dist.all_reduce = lambda *args, **kwargs: (calls.append(1), all_reduce(*args, **kwargs))[1]
-    try:
-        fastclip.get_total_norm(grads)
-    finally:
-        dist.all_reduce = all_reduce
-    assert len(calls) == (1 if dist.get_world_size() == 2 else 3)  # of two ranks: the same group
+    parameters = [parameter(g) for g in grads]
+    assert all_reduces(lambda: fastclip.get_total_norm(grads)) == groups
+    assert all_reduces(lambda: fastclip.clip_grad_norm_(parameters, 0.1)) == groups
+    assert all_reduces(lambda: fastclip.clip_grad_norm_(parameters, 0.1, math.inf)) == groups
+    named = [(str(i), p) for i, p in enumerate(parameters)]
+    assert all_reduces(lambda: fastclip.grad_norms(named)) == groups
+    model = sharded_model()
+    assert all_reduces(lambda: fastclip.clip_grad_norm_(model.parameters(), 0.1)) == 1
+
+
+def check_one_all_reduce_for_all_summands():
+    flat = init_device_mesh("cpu", (dist.get_world_size(),))
+    grads = [spread(flat, (n,), [Partial()]) for n in (5, 7, 1)]
+    exact = torch.cat([g.full_tensor() for g in grads]).norm()
+    assert all_reduces(lambda: fastclip.get_total_norm(grads)) == 1
+    torch.testing.assert_close(fastclip.get_total_norm(grads).full_tensor(), exact)
+    mean = DTensor.from_local(grads[0].to_local(), flat, [Partial("avg")], run_check=False)
+    wanted = grads[0].full_tensor().norm() / dist.get_world_size()
+    torch.testing.assert_close(full(fastclip.get_total_norm([mean])), wanted)
 
 
 def check_versions_move_when_gradients_are_written():

@@ -9,13 +9,14 @@ import torch
 
 pytest.importorskip("triton")
 
-from fastclip.kernels.grad_norm.launch import CHUNK
-from fastclip.ops.grad_norm import backends, parts
+from fastclip.kernels.grad_norm.launch import LONG, SHORT
+from fastclip.ops.grad_norm import backends, part, parts
 from fastclip.ops.grad_norm.tensor_list import DTYPES, PythonTensorList
 from fastclip.ops.grad_norm.triton import TritonGrads
 
 NORMS = (1.0, 2.0, math.inf)
-SIZES = [1, 1023, 1024, 1025, CHUNK.value - 1, CHUNK.value, CHUNK.value + 1, 30_000]
+ORDERS = (-math.inf, -1.0, 0.5, 1.5, 3.0, 4.0)  # the other ones
+SIZES = [1, 1023, 1024, 1025, LONG.chunk - 1, LONG.chunk, LONG.chunk + 1, 30_000]
 
 
 def grads_of(tensors) -> TritonGrads:
@@ -110,14 +111,88 @@ def test_factor_is_double_precision(max_norm):
     torch.testing.assert_close(x, expected, rtol=1e-15, atol=0)
 
 
-def test_what_a_fused_step_asks_for():
+def test_a_norm_and_its_factor():
     x = [torch.full((100,), 0.3)]
-    total, inverse, found_inf = grads_of(x).step_factors(1.0, 2.0)
+    total, factor = grads_of(x).norm_and_factor(1.0, 2.0)
     assert total.item() == pytest.approx(3.0)
-    assert inverse.item() == pytest.approx(3.0 + 1e-6)
-    assert found_inf.item() == 0
+    assert factor.item() == pytest.approx(1 / (3.0 + 1e-6))
     x[0][5] = math.inf
-    assert [t.item() for t in grads_of(x).step_factors(1.0, 2.0)] == [math.inf, math.inf, 1.0]
+    assert [t.item() for t in grads_of(x).norm_and_factor(1.0, 2.0)] == [math.inf, 0.0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("p", ORDERS)
+def test_every_order(p, dtype):
+    tensors = [randn(n, dtype, seed=n) for n in (1, 700, SHORT.chunk + 1, 9001)]
+    grads = grads_of(tensors)
+    for found, tensor in zip(grads.norms(p)[0].tolist(), tensors, strict=True):
+        exact = torch.linalg.vector_norm(tensor.double(), p).item()
+        assert found == pytest.approx(exact, rel=1e-10)
+    exact = torch.linalg.vector_norm(torch.cat([t.double() for t in tensors]), p).item()
+    before = [t.clone() for t in tensors]
+    assert grads.exact_norm(p).item() == pytest.approx(exact, rel=1e-10)
+    grads_of(tensors).clip_(exact / 2, p)
+    tolerance = torch.finfo(dtype).eps + 3e-7
+    factor = min(1.0, exact / 2 / (exact + 1e-6))
+    for old, new in zip(before, tensors, strict=True):
+        expected = (old.double() * factor).to(dtype)
+        torch.testing.assert_close(new, expected, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("p", [-40.0, 20.0])
+@pytest.mark.parametrize("size", [1e-290, 1.0, 1e290])
+def test_powers_past_float64_are_of_quotients(p, size):
+    x = (randn(3000, torch.float64).abs() + 0.1) * size
+    unit = x.max() if p > 0 else x.min()
+    exact = torch.linalg.vector_norm(x / unit, p).item() * unit.item()
+    assert grads_of([x]).norms(p).item() == pytest.approx(exact, rel=1e-10)
+    assert grads_of([x, x.clone()]).exact_norm(p).item() == pytest.approx(
+        exact * 2 ** (1 / p), rel=1e-10
+    )
+
+
+@pytest.mark.parametrize("p", [3.0, -1.0, -math.inf])
+def test_zeros_infinities_and_nan_of_any_order(p):
+    for values in ([0.0, 1.0], [math.inf, 1.0], [math.nan, 1.0], [0.0, 0.0], [-2.0, math.inf]):
+        x = torch.tensor(values * 700)
+        exact = torch.linalg.vector_norm(x.double(), p).item()
+        assert grads_of([x]).norms(p).item() == pytest.approx(exact, rel=1e-10, nan_ok=True)
+
+
+def test_many_short_tensors_and_a_program_for_each_run():
+    sizes = [1 + 37 * i % 90 for i in range(300)]
+    tensors = [randn(n, DTYPES[i % 4], seed=i) for i, n in enumerate(sizes)]
+    each = torch.stack([t.double().norm() for t in tensors])
+    torch.testing.assert_close(grads_of(tensors).norms(2.0)[0], each, rtol=1e-6, atol=0)
+    assert grads_of(tensors).total_norm(2.0).item() == pytest.approx(each.norm().item(), rel=3e-7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_multiplying_by_a_number_and_each_by_its_own(dtype):
+    for n in (1, 1025, 9001):
+        x, y = randn(n, dtype), randn(n, dtype, seed=1)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        expected = [(t.to(wide) * torch.tensor(0.37, dtype=wide)).to(dtype) for t in (x, y)]
+        grads_of([x]).scale_(torch.tensor(0.37))
+        tolerance = torch.finfo(dtype).eps + 3e-7
+        torch.testing.assert_close(x, expected[0], rtol=tolerance, atol=0)
+        kept = x.clone()
+        grads_of([x, y]).scale_each_(torch.tensor([1.0, 0.37], dtype=torch.float64))
+        assert torch.equal(x, kept)
+        torch.testing.assert_close(y, expected[1], rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("limit", [0.0, 0.1, 1.5, math.inf])
+def test_clamping_of_every_dtype(dtype, limit):
+    for n in (1, 1025, 9001):
+        x = randn(n, dtype)
+        x[0], x[-1] = math.inf, math.nan
+        expected = x.clamp(-limit, limit)
+        grads_of([x]).clamp_(limit)
+        # The interpreter cuts bfloat16 off where a device rounds to nearest.
+        tolerance = torch.finfo(dtype).eps
+        torch.testing.assert_close(x, expected, rtol=tolerance, atol=0, equal_nan=True)
 
 
 def test_versions_of_scaled_gradients_move():
@@ -144,11 +219,13 @@ def test_a_part_beside_another_owners(p):
         except NotImplementedError:
             return None
 
-    first = parts.Part(torch.device("cpu"), (), [1], [z])
+    device = torch.device("cpu")
+    first, second = part.Part(device, None), part.Part(device, None)
+    first.add([1], [z], [z], [], 2)
+    second.add([0, 2], [x, y], [x, y], [], 5)
     first.share([z], backends._backend_of)
-    second = parts.Part(torch.device("cpu"), (), [0, 2], [x, y])
     assert second.share([x, y], own)
-    grads = parts.GradParts([x, z, y], [first, second], own)
+    grads = parts.GradParts([first, second], own)
     exact = exact_norm([x, y, z], p)
     assert grads.total_norm(p).item() == pytest.approx(exact, rel=3e-7)
     for found, tensor in zip(grads.norms(p)[0].tolist(), (x, z, y), strict=True):

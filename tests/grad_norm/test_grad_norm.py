@@ -127,14 +127,14 @@ def test_result_is_independent_of_threads_and_repeats_bit_for_bit():
 
 
 @needs_native
-def test_torch_and_the_core_share_one_openmp():
+def test_torch_set_num_threads_is_the_cores_too():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        assert native.core.build_info()["threads"] == 1
+        assert native.core.thread_limits()["used"] == 1
     finally:
         torch.set_num_threads(before)
-    assert native.core.build_info()["threads"] == before
+    assert native.core.thread_limits()["torch"] == before
 
 
 @pytest.mark.slow

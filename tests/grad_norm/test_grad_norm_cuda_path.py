@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
+
 import pytest
 import torch
 from gpu_backend import ON_HOST
 
 import fastclip
+from fastclip.ops.grad_norm import backends
+from fastclip.ops.grad_norm.backends import cuda_why_not
 
 PAGE, OLD_PAGE = 2040, 250  # tensors in one launch; where the driver is older than CUDA 12.1
 pytestmark = [
@@ -45,18 +50,47 @@ def test_bindings_refuse_buffers_that_are_not_what_kernels_write(path):
     core = path[0]
     x = torch.ones(4)
     tensors = core.TensorList([x], False)
-    work = torch.empty(core.cuda_work_size(tensors, False), dtype=torch.float64)
+    work = torch.empty(core.cuda_work_size(tensors), dtype=torch.float64)
     for bad in (work[:4], work.float(), torch.empty(2, len(work)).double().T):
         with pytest.raises(ValueError, match="work"):
             core.cuda_grad_norm(tensors, 2.0, 1.0, True, bad, None, None, None)
     with pytest.raises(ValueError, match="total is too small"):
         core.cuda_grad_norm(tensors, 2.0, 1.0, True, work, torch.empty(0), None, None)
-    with pytest.raises(ValueError, match="per_tensor has a wrong dtype"):
-        core.cuda_grad_norm(tensors, 2.0, 1.0, True, work, None, torch.empty(1), None)
-    with pytest.raises(ValueError, match="optimizer is too small"):
-        core.cuda_grad_norm(tensors, 2.0, 1.0, True, work, None, None, torch.empty(1))
+    for name, at in (("per_tensor", 6), ("units", 7)):
+        for bad, reason in ((torch.empty(1), "wrong dtype"), (work[:0], "too small")):
+            arguments = [tensors, 2.0, 1.0, True, work, None, None, None]
+            arguments[at] = bad
+            with pytest.raises(ValueError, match=f"{name} .*{reason}"):
+                core.cuda_grad_norm(*arguments)
     with pytest.raises(ValueError, match="p must be"):
         core.cuda_grad_norm(tensors, 3.0, 1.0, True, work, None, None, None)
+    with pytest.raises(ValueError, match="norms of tensors alone"):
+        core.cuda_grad_norm(tensors, 3.0, 1.0, False, work, None, None, None)
     with pytest.raises(ValueError, match="norm"):
         core.cuda_scale_grads(tensors, 1.0, torch.empty(0))
+    with pytest.raises(ValueError, match="factor"):
+        core.cuda_multiply(tensors, torch.empty(0))
+    for bad in (torch.ones(1), work[:0], None):
+        with pytest.raises(ValueError, match="factors"):
+            core.cuda_scale_each(tensors, bad)
+    for bad in (-1.0, float("nan"), 1e300):
+        with pytest.raises(ValueError, match="limit"):
+            core.cuda_clamp(tensors, bad)
     assert (x == 1).all()
+
+
+def test_a_build_without_code_for_the_device_says_so_once(path, monkeypatch):
+    real = cuda_why_not.__wrapped__
+    monkeypatch.setattr(backends, "cuda_why_not", functools.cache(real))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    path[1].set_capability(90, 100)
+    try:
+        with pytest.warns(RuntimeWarning, match=r"cuda:0: this build has no code.* 9\.0.*instead"):
+            assert backends.cuda_why_not(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert backends.cuda_why_not(0)
+            assert backends.implementation("cuda")[0].startswith(("Triton", "torch"))
+    finally:
+        path[1].set_capability(90, 80)
+    assert real(0) == ""

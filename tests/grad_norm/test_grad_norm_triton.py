@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,20 +16,58 @@ import torch
 triton = pytest.importorskip("triton")
 
 TESTS = Path(__file__).parent
+MOST_REGISTERS = 128  # of a thread: two programs of 8 warps on a multiprocessor
 FLOAT32, ALL_DTYPES = 1, 15  # bits of csrc/tensors/chunk.h: DType
-SOURCES = {
-    "norm": {"table": "*i64", "partial": "*fp64", "tensors": "i32", "chunks": "i32"},
-    "each": {"table": "*i64", "partial": "*fp64", "norms": "*fp64"},
-    "finish": {"work": "*fp64", "total_norm": "*bf16", "optimizer": "*fp32", "count": "i32"},
-    "scale": {"table": "*i64", "known": "*fp64", "tensors": "i32", "chunks": "i32"},
+HALVES = {"p_low": "i32", "p_high": "i32"}
+LIMIT = {"max_norm_low": "i32", "max_norm_high": "i32"}
+TABLE = {"table": "*i64", "tensors": "i32", "chunks": "i32"}
+TYPES: dict[str, dict[str, str]] = {
+    "norm": {**TABLE, "partial": "*fp64", **HALVES, "units": "*fp64"},
+    "each": {"table": "*i64", "partial": "*fp64", "norms": "*fp64", "chunks": "i32"}
+    | {"programs": "i32", **HALVES, "units": "*fp64"},
+    "finish": {"work": "*fp64", "total_norm": "*bf16", "count": "i32", **LIMIT},
+    "scale": {**TABLE, "number": "*fp64", **LIMIT},
+    "clamp": {**TABLE, "limit_low": "i32", "limit_high": "i32"},
 }
-HALVES = {"max_norm_low": "i32", "max_norm_high": "i32"}
-VARIANTS = [
-    ("norm", {"KIND": kind, "DTYPES": dtypes, "PER_TENSOR": per_tensor})
-    for kind, dtypes, per_tensor in [(2, FLOAT32, False), (1, ALL_DTYPES, True), (3, 15, False)]
-]
-VARIANTS += [("each", {"KIND": 2}), ("finish", {"KIND": 2})]
-VARIANTS += [("scale", {"DTYPES": FLOAT32}), ("scale", {"DTYPES": ALL_DTYPES})]
+NORMS = [(2, FLOAT32, False), (1, ALL_DTYPES, True), (3, ALL_DTYPES, False), (2, ALL_DTYPES, False)]
+NORMS += [(4, ALL_DTYPES, True), (5, ALL_DTYPES, True)]
+
+
+def variants(shape) -> list[tuple[str, dict[str, Any], int]]:
+    """(kernel, its constants, its warps) of every kernel that is launched with a shape."""
+    from fastclip.kernels.grad_norm import launch
+
+    found: list[tuple[str, dict[str, Any], int]] = []
+    for kind, dtypes, per_tensor in NORMS:
+        items = launch.POWER_ITEMS if kind == 5 else launch.NORM_ITEMS
+        sizes = {"CHUNK": shape.chunk, "TILE": shape.tile(items)}
+        kinds = {"KIND": kind, "DTYPES": dtypes, "PER_TENSOR": per_tensor, "HAS_UNITS": kind == 5}
+        found.append(("norm", kinds | sizes, shape.warps))
+    sizes = {"CHUNK": shape.chunk, "TILE": shape.tile(launch.CHANGE_ITEMS)}
+    for dtypes in (FLOAT32, ALL_DTYPES):
+        found += [
+            ("scale", {"MODE": mode, "DTYPES": dtypes, **sizes}, shape.warps) for mode in (0, 1, 2)
+        ]
+        found.append(("clamp", {"DTYPES": dtypes, **sizes}, shape.warps))
+    for kind in (2, 5):
+        kinds = {"KIND": kind, "HAS_UNITS": kind == 5, "CHUNK": shape.chunk}
+        found.append(("each", kinds, 4))
+    return [*found, ("finish", {"KIND": 2}, 4)]
+
+
+def compiled(name: str, constants: dict[str, Any], warps: int, target) -> Any:
+    from triton.compiler import ASTSource
+
+    from fastclip.kernels.grad_norm import launch
+
+    kernel = getattr(launch, name)
+    types = TYPES[name]
+    signature = {
+        argument: types.get(argument, "constexpr") for argument in kernel.arg_names
+    }  # in the kernel's own order
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    options = {"num_warps": warps, "enable_fp_fusion": True}
+    return triton.compile(source, target=target, options=options)
 
 
 @pytest.mark.slow
@@ -42,29 +81,55 @@ def test_under_the_interpreter():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90, 100])
-def test_compiles_without_spills(capability, tmp_path):
+@pytest.mark.parametrize("shape", ["LONG", "SHORT"])
+@pytest.mark.parametrize("capability", [80, 90, 100, 120])
+def test_compiles_without_spills(capability, shape, tmp_path):
     from cubin import usage
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    from fastclip.kernels.grad_norm import launch as kernels
+    from fastclip.kernels.grad_norm import launch
 
-    for name, constants in VARIANTS:
-        arguments = SOURCES[name] | (HALVES if name in ("finish", "scale") else {})
-        source = ASTSource(
-            fn=getattr(kernels, name),
-            signature={**arguments, **dict.fromkeys(constants, "constexpr")},
-            constexprs=constants,
-        )
-        target = GPUTarget("cuda", capability, 32)
-        options = {"num_warps": kernels.WARPS, "enable_fp_fusion": True}
-        compiled = triton.compile(source, target=target, options=options)
-        if constants.get("DTYPES") == FLOAT32:
-            assert re.search(r"ld\.global.*v4", compiled.asm["ptx"])  # 16 bytes a load
-        registers, spilled = usage(compiled, tmp_path)
-        print(f"sm_{capability} {name} {constants}: {registers} registers")
+    target = GPUTarget("cuda", capability, 32)
+    for name, constants, warps in variants(getattr(launch, shape)):
+        binary = compiled(name, constants, warps, target)
+        if constants.get("DTYPES") == FLOAT32 and name != "clamp":
+            assert re.search(r"ld\.global.*v4", binary.asm["ptx"])  # 16 bytes a load
+        registers, spilled = usage(binary, tmp_path)
+        print(f"sm_{capability} {shape} {name} {constants}: {registers} registers")
         assert spilled == 0
+        assert "atom" not in binary.asm["ptx"]
+        if name in ("norm", "scale", "clamp") and constants.get("KIND") != 5:
+            assert registers <= MOST_REGISTERS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["LONG", "SHORT"])
+def test_compiles_for_other_vendors(shape):
+    from triton.backends.compiler import GPUTarget
+
+    from fastclip.kernels.grad_norm import launch
+
+    for arch, width in (("gfx942", 64), ("gfx1100", 32)):
+        for name, constants, warps in variants(getattr(launch, shape)):
+            assert compiled(name, constants, warps, GPUTarget("hip", arch, width)).asm["hsaco"]
+
+
+def test_a_graph_of_any_number_of_rows():
+    from fastclip.ops.grad_norm.tables import Reserve, in_graph
+
+    reserve = Reserve(pinned=False)
+    reserve.grow(4)
+    room = len(reserve._free)
+    rows = torch.arange(4 * 5000).view(-1, 4) * 10**12
+    device = torch.device("cpu")
+    for graph in range(room // 5000 + 3):  # past what was set aside
+        found = in_graph(rows + graph, str(graph).encode(), device, reserve)
+        assert torch.equal(found, rows + graph)
+    left = len(reserve._free)
+    assert in_graph(rows, b"0", device, reserve) is in_graph(rows, b"0", device, reserve)
+    assert len(reserve._free) == left  # once for all graphs of the same tensors
+    reserve.grow(100_000)
+    assert len(reserve._free) >= 400_000
 
 
 def test_python_and_native_lists_agree():

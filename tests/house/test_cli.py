@@ -52,7 +52,7 @@ def test_an_unknown_command_gets_the_choices(capsys: pytest.CaptureFixture[str])
     err = capsys.readouterr().err
     assert err == (
         "fastclip: error: unknown command 'trian': choose from train, evaluate, predict, "
-        "info, download\n"
+        "export, report, info, download, bench\n"
     )
 
 

@@ -68,12 +68,14 @@ def test_failures_cost_their_items_alone(run):
     assert [e["rows"] for e in supervise.entries(journal) if "rows" in e] == [[1]] * 4
 
 
+@pytest.mark.slow
 def test_what_hangs_is_named_and_the_rest_goes_on(run):
     outcome, _ = run(["hangs", "ok"], item_seconds=4)
     assert outcome.failed == {"hangs": "hung for 4 s"}
     assert outcome.passed == ["ok"]
 
 
+@pytest.mark.slow
 def test_the_clock_keeps_what_was_found(run):
     outcome, _ = run(["ok 1", "hangs", "ok 2"], seconds=4)
     assert outcome.passed == ["ok 1"]
@@ -92,6 +94,7 @@ def test_a_worker_that_does_not_start_is_an_error(tmp_path):
     assert "no_such_module" in journal.with_suffix(".log").read_text()
 
 
+@pytest.mark.slow
 def test_pytest_outcomes_reach_the_journal(tmp_path):
     tests = tmp_path / "test_some.py"
     tests.write_text(
@@ -113,3 +116,18 @@ def test_pytest_outcomes_reach_the_journal(tmp_path):
     assert "1 == 2" in done["test_bad"]["failed"]
     assert "no card" in done["test_skipped"]["skipped"]
     assert len(json.loads(journal.read_text().splitlines()[0])) == 1
+
+
+def test_the_model_of_a_rows_time():
+    from gpu import model
+
+    copy = 3000.0  # GB/s
+    gib = model.clip_ms("fastclip CUDA", 1, 1 << 30, False, copy, 0)
+    assert gib == pytest.approx(0.358 + 0.006, abs=1e-3)  # one read, two launches
+    assert model.clip_ms("fastclip CUDA", 1, 1 << 30, True, copy, 0) > 2.9 * gib
+    assert model.clip_ms("torch foreach", 1, 1 << 30, False, copy, 7) > 2.9 * gib
+    many = model.clip_ms("fastclip CUDA", 10_000, 4_000_000, False, copy, 0)
+    assert many == pytest.approx(0.0013 + 10 * 0.003, abs=1e-3)  # five pages, twice
+    own = model.loss_bytes(16 * 352 * 352, 3, 2, 4)
+    assert model.loss_ms("fastclip", 0, own, copy, 0) == pytest.approx(0.028 + 0.009, abs=2e-3)
+    assert model.loss_ms("eager", 3_000_000, own, copy, 100) == pytest.approx(0.301)

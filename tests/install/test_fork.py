@@ -16,10 +16,10 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork"),
 ]
 WORK = """
-import multiprocessing, sys, torch, fastclip
+import multiprocessing, os, sys, torch, fastclip
 from fastclip import native
 
-# Made here: torch's own loops hang in a child.
+# Made here: torch's own loops hang in a child that fork has made.
 VALUES = [torch.ones(8_000_000)]
 LOGITS = torch.zeros(16, 1, 192, 256, requires_grad=True)
 MASK = torch.ones(16, 1, 192, 256)
@@ -30,7 +30,7 @@ def work(_=None):
     norm = fastclip.get_total_norm(VALUES).item()
     loss = fastclip.structure_loss(LOGITS, MASK).item()
     fastclip.AGC(0.5).clip_([WEIGHT])
-    return norm, loss, native.core.build_info()["threads"]
+    return norm, loss, native.core.thread_limits()["used"]
 
 if __name__ == "__main__":
     torch.set_num_threads(2)
@@ -43,7 +43,7 @@ if __name__ == "__main__":
     assert work() == expected
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        assert work() == (*expected[:-1], threads)
+        assert work() == (*expected[:-1], min(threads, len(os.sched_getaffinity(0))))
     print("done")
 """
 
@@ -62,5 +62,5 @@ def test_children_of_a_process_that_used_threads(tmp_path, method):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.split("\n")
-    assert lines.count("child 1") == 2 or method == "spawn"
+    assert lines.count("child 2") == 2 or method == "spawn"  # a child has a pool of its own
     assert lines[-2] == "done"

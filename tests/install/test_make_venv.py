@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_venv"
-pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="needs the sources")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not TOOL.exists(), reason="needs the sources"),
+]
 
 
 def make_venv(python: str, folder: Path, path: str = os.environ["PATH"]) -> tuple[int, str]:

@@ -26,7 +26,7 @@ def toolchain(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(ROOT / "csrc")
     for name in ("CXX", "CPPFLAGS", "CXXFLAGS", "LDFLAGS", "MAX_JOBS", "MAKEFLAGS"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("NATIVE", "CUDA", "OPENMP"):
+    for name in ("NATIVE", "CUDA"):
         monkeypatch.delenv(f"FASTCLIP_{name}", raising=False)
     import toolchain
 
@@ -65,26 +65,10 @@ def test_a_compiler_that_cannot_be_used_is_named(toolchain, monkeypatch, tmp_pat
 
 
 @needs_clang
-def test_clang_is_refused_with_threads_and_builds_for_one(toolchain, monkeypatch, capsys):
+def test_clang_builds_it_as_gcc_does(toolchain, monkeypatch):
     monkeypatch.setenv("CXX", CLANG)
-    with pytest.raises(toolchain.CompileError, match="OpenMP pool of its own") as error:
-        toolchain.find_compiler()
-    assert CLANG in str(error.value)
-    assert "FASTCLIP_OPENMP=0" in str(error.value)
-    monkeypatch.setenv("FASTCLIP_OPENMP", "0")
-    assert not toolchain.find_compiler().openmp
-    assert "for one thread: FASTCLIP_OPENMP=0" in capsys.readouterr().out
-
-
-@needs_gcc
-def test_a_mac_has_one_thread_and_is_told_so(toolchain, monkeypatch, capsys):
-    monkeypatch.setenv("CXX", "g++")
-    monkeypatch.setattr(toolchain.sys, "platform", "darwin")
-    assert not toolchain.find_compiler().openmp
-    assert "without OpenMP, for one thread: macOS" in capsys.readouterr().out
-    monkeypatch.setenv("FASTCLIP_OPENMP", "1")
-    with pytest.raises(toolchain.CompileError, match="FASTCLIP_OPENMP=1, but macOS"):
-        toolchain.find_compiler()
+    found = toolchain.find_compiler()
+    assert (found.command, found.kind) == ((CLANG,), "clang")
 
 
 @needs_gcc
@@ -93,7 +77,6 @@ def test_a_compiler_with_a_launcher_before_it(toolchain, monkeypatch):
     found = toolchain.find_compiler()
     assert found.command == ("env", "A=1", "g++")
     assert found.kind == "gcc"
-    assert found.openmp
 
 
 @needs_gcc
@@ -150,7 +133,7 @@ def test_jobs_that_are_no_number(toolchain, monkeypatch, value):
         toolchain.jobs(None)
 
 
-@pytest.mark.parametrize("variable", ["FASTCLIP_CUDA", "FASTCLIP_OPENMP", "FASTCLIP_NATIVE"])
+@pytest.mark.parametrize("variable", ["FASTCLIP_CUDA", "FASTCLIP_NATIVE"])
 def test_a_switch_is_0_or_1(toolchain, monkeypatch, variable):
     monkeypatch.setenv(variable, "false")
     with pytest.raises(toolchain.CompileError, match=f"{variable} must be 0 or 1.*'false'"):

@@ -388,6 +388,7 @@ for size in range(16, 80, 16):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_fill_one_cache(tmp_path: Path) -> None:
     write(tmp_path / "set")
     (tmp_path / "barrier").mkdir()

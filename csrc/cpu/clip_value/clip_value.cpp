@@ -3,7 +3,7 @@
 #include <memory>
 
 #include "cpu/clip_value/kernels.h"
-#include "cpu/threads.h"
+#include "threads/shares.h"
 
 namespace fastclip::cpu {
 namespace {
@@ -19,9 +19,8 @@ std::vector<bool> clip_values(const TensorList& list, double limit) {
   const int64_t tasks = static_cast<int64_t>(list.tasks().size()) - 1;
   const auto written = std::make_unique<bool[]>(chunks.size());
   const bool threaded = list.bytes() >= kSerialBytes && !list.has_overlaps();
-  run(threaded ? threads_for(tasks) : 1, [&](int64_t thread, int64_t team) {
-    const int64_t begin = list.tasks()[tasks * thread / team];
-    const int64_t end = list.tasks()[tasks * (thread + 1) / team];
+  each_task(tasks, threaded ? threads_for(tasks) : 1, [&](int64_t task, int) {
+    const int64_t begin = list.tasks()[task], end = list.tasks()[task + 1];
     clip_chunks(chunks.data() + begin, end - begin, limit, written.get() + begin);
   });
   std::vector<bool> tensors(list.tensors().size());

@@ -1,12 +1,16 @@
 #include "cpu/grad_norm/grad_norm.h"
 
+#include <cxxabi.h>
+
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <exception>
 #include <limits>
+#include <memory>
 
 #include "cpu/grad_norm/task_queue.h"
-#include "cpu/threads.h"
+#include "threads/shares.h"
 
 namespace fastclip::cpu {
 namespace {
@@ -83,9 +87,7 @@ int NormPass::followers(const TensorList& list, size_t tensors) {
   const int64_t chunks = std::max<int64_t>(1, list.chunks().size());
   const int64_t bytes = list.bytes() + kChunkOverheadBytes * chunks;
   const int64_t expected = bytes / chunks * static_cast<int64_t>(tensors);
-  // Where threads outnumber processors, one that wakes may wait milliseconds for its turn.
-  const bool crowded = max_threads() > omp_get_num_procs();
-  const bool worth = list.on_cpu() && expected >= kFollowBytes && !crowded;
+  const bool worth = list.on_cpu() && expected >= kFollowBytes;
   return worth ? threads_for(expected / kTaskBytes) : 1;
 }
 
@@ -104,7 +106,7 @@ void NormPass::follow(const TensorList& list, int threads, const std::function<b
   last_.assign(threads, -1);
   TaskQueue queue;
   std::exception_ptr error;
-  run(threads, [&](size_t thread, size_t) {
+  run(threads, [&](int thread) {
     if (thread > 0) {
       for (int64_t task; (task = queue.take_first()) >= 0;) read(list, task, thread);
       return;
@@ -114,6 +116,11 @@ void NormPass::follow(const TensorList& list, int threads, const std::function<b
         goes_on = more();
         queue.publish(static_cast<int64_t>(list.tasks().size()) - 1);
       }
+#if defined(__GLIBCXX__)
+    } catch (abi::__forced_unwind&) {  // Python ends this thread, with the process
+      queue.close();
+      throw;
+#endif
     } catch (...) {
       error = std::current_exception();
     }
@@ -133,11 +140,8 @@ void NormPass::finish(const TensorList& list, double* total, double* per_tensor)
   before_.resize(tasks);
   const int threads = list.bytes() < kSerialBytes ? 1 : threads_for(tasks - first);
   last_.resize(std::max<size_t>(last_.size(), threads), -1);
-  run(threads, [&](int64_t thread, int64_t team) {
-    const int64_t begin = first + (tasks - first) * thread / team;
-    const int64_t end = first + (tasks - first) * (thread + 1) / team;
-    for (int64_t task = begin; task < end; ++task) read(list, task, thread);
-  });
+  each_task(tasks - first, threads,
+            [&](int64_t task, int thread) { read(list, first + task, thread); });
 
   for (size_t o = 0; o < orders; ++o) {
     Gather all(orders_[o]);
@@ -156,10 +160,16 @@ void NormPass::finish(const TensorList& list, double* total, double* per_tensor)
 
 void NormPass::scale(const TensorList& list, double factor) const {
   const bool threaded = last_.size() > 1 && !list.has_overlaps();  // else a product might be lost
-  run(threaded ? static_cast<int>(last_.size()) : 1, [&](size_t thread, size_t team) {
-    for (; thread < last_.size(); thread += team) {
-      for (int64_t task = last_[thread]; task >= 0; task = before_[task]) {
+  const int readers = static_cast<int>(last_.size());
+  const auto heads = std::make_unique<std::atomic<int32_t>[]>(readers);
+  for (int i = 0; i < readers; ++i) heads[i].store(last_[i], std::memory_order_relaxed);
+  run(threaded ? readers : 1, [&](int thread) {
+    for (int i = 0; i < readers; ++i) {  // its own, then what those read that did not come
+      std::atomic<int32_t>& head = heads[(thread + i) % readers];
+      for (int32_t task = head.load(); task >= 0;) {
+        if (!head.compare_exchange_weak(task, before_[task])) continue;
         scale_task(list, task, factor);
+        task = head.load();
       }
     }
   });
@@ -168,19 +178,15 @@ void NormPass::scale(const TensorList& list, double factor) const {
 void scale_grads(const TensorList& list, double factor) {
   const int64_t tasks = static_cast<int64_t>(list.tasks().size()) - 1;
   const bool threaded = list.bytes() >= kSerialBytes && !list.has_overlaps();
-  run(threaded ? threads_for(tasks) : 1, [&](int64_t thread, int64_t team) {
-    const int64_t begin = tasks * thread / team, end = tasks * (thread + 1) / team;
-    for (int64_t task = end - 1; task >= begin; --task) scale_task(list, task, factor);
-  });
+  each_task(tasks, threaded ? threads_for(tasks) : 1,
+            [&](int64_t task, int) { scale_task(list, tasks - 1 - task, factor); });
 }
 
 void scale_each(const TensorList& list, const double* factors) {
   const int64_t tasks = static_cast<int64_t>(list.tasks().size()) - 1;
   const bool threaded = list.bytes() >= kSerialBytes && !list.has_overlaps();
-  run(threaded ? threads_for(tasks) : 1, [&](int64_t thread, int64_t team) {
-    const int64_t begin = list.tasks()[tasks * thread / team];
-    const int64_t end = list.tasks()[tasks * (thread + 1) / team];
-    for (int64_t c = begin; c < end; ++c) {
+  each_task(tasks, threaded ? threads_for(tasks) : 1, [&](int64_t task, int) {
+    for (int64_t c = list.tasks()[task]; c < list.tasks()[task + 1]; ++c) {
       const Chunk& chunk = list.chunks()[c];
       const double factor = factors[chunk.tensor];
       if (!(factor >= 1)) scale_chunks(&chunk, 1, factor);

@@ -6,8 +6,6 @@
 
 #include "cpu/structure_loss/sums.h"
 #include "cpu/structure_loss/weights.h"
-#include "cpu/vector/float_mode.h"
-#include "openmp.h"
 
 namespace fastclip::cpu::FASTCLIP_ISA {
 namespace {
@@ -237,71 +235,55 @@ class Band {
   Real positive_ = 1;  // the weight of a positive, in the channel at work
 };
 
-// Sums, then gradients. With images enough for every thread each keeps to its image, whose maps are
-// still in cache for the second pass, its last band first; else all threads share every image.
 template <Keep kKeep, class AnyBand>
-void both(const LossPass& pass, AnyBand& band) {
+void run(const LossPass& pass, LossStep step, AnyBand& band, LossUnits units) {
   constexpr bool kKept = kKeep != Keep::kNothing;
-  if (pass.images >= 4 * pass.threads || pass.images % pass.threads == 0) {
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t image = 0; image < pass.images; ++image) {
-      for (int64_t b = 0; b < pass.bands; ++b) band.template sum<kKeep>(image, b);
-      find_gradients(pass, image);
-      for (int64_t b = pass.bands - 1; b >= 0; --b) band.template differentiate<kKept>(image, b);
+  for (int64_t unit; (unit = units.next(units.context)) >= 0;) {
+    const int64_t image = unit / pass.bands, b = unit % pass.bands;
+    switch (step) {
+      case LossStep::kSums: band.template sum<kKeep>(image, b); break;
+      case LossStep::kGradients: band.template differentiate<kKept>(image, b); break;
+      case LossStep::kImages:
+        for (int64_t b = 0; b < pass.bands; ++b) band.template sum<kKeep>(unit, b);
+        find_gradients(pass, unit);
+        // The maps are still in cache, the last band's above all.
+        for (int64_t b = pass.bands - 1; b >= 0; --b) {
+          band.template differentiate<kKept>(unit, b);
+        }
     }
-    return;
-  }
-  const int64_t units = pass.images * pass.bands;
-#pragma omp for schedule(dynamic, 1)
-  for (int64_t u = 0; u < units; ++u) band.template sum<kKeep>(u / pass.bands, u % pass.bands);
-#pragma omp for schedule(dynamic, 1)
-  for (int64_t image = 0; image < pass.images; ++image) find_gradients(pass, image);
-#pragma omp for schedule(dynamic, 1)
-  for (int64_t u = 0; u < units; ++u) {
-    band.template differentiate<kKept>(u / pass.bands, u % pass.bands);
   }
 }
 
 template <class AnyBand>
-void run(const LossPass& pass) {
-#pragma omp parallel num_threads(pass.threads) if (pass.threads > 1)
-  {
-    const FloatModeOf same(pass.float_mode);
-    AnyBand band(pass, pass.scratch + omp_get_thread_num() * pass.scratch_bytes);
-    const int64_t units = pass.images * pass.bands;
+void run(const LossPass& pass, LossStep step, char* scratch, LossUnits units) {
+  AnyBand band(pass, scratch);
+  if constexpr (AnyBand::kKeeps) {
     if (pass.work == LossWork::kBoth) {
-      if constexpr (!AnyBand::kKeeps) {
-        both<Keep::kNothing>(pass, band);
-      } else {
-        pass.streams ? both<Keep::kStreamed>(pass, band) : both<Keep::kCached>(pass, band);
-      }
-    } else {
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t u = 0; u < units; ++u) {
-        const int64_t image = u / pass.bands, b = u % pass.bands;
-        pass.work == LossWork::kSums ? band.template sum<Keep::kNothing>(image, b)
-                                     : band.template differentiate<false>(image, b);
-      }
+      return pass.streams ? run<Keep::kStreamed>(pass, step, band, units)
+                          : run<Keep::kCached>(pass, step, band, units);
     }
   }
+  run<Keep::kNothing>(pass, step, band, units);
 }
 
 template <class Row, class T>
-void run(const LossPass& pass) {
-  if (pass.pixel_iou) return run<Band<Row, T, true, Kind::kPixel>>(pass);
-  if (pass.pos_weight != nullptr) return run<Band<Row, T, true, Kind::kPositive>>(pass);
-  pass.valid != nullptr ? run<Band<Row, T, true, Kind::kStock>>(pass)
-                        : run<Band<Row, T, false, Kind::kStock>>(pass);
+void run(const LossPass& pass, LossStep step, char* scratch, LossUnits units) {
+  if (pass.pixel_iou) return run<Band<Row, T, true, Kind::kPixel>>(pass, step, scratch, units);
+  if (pass.pos_weight != nullptr) {
+    return run<Band<Row, T, true, Kind::kPositive>>(pass, step, scratch, units);
+  }
+  pass.valid != nullptr ? run<Band<Row, T, true, Kind::kStock>>(pass, step, scratch, units)
+                        : run<Band<Row, T, false, Kind::kStock>>(pass, step, scratch, units);
 }
 
 }  // namespace
 
-void structure_loss_pass(const LossPass& pass) {
+void structure_loss_units(const LossPass& pass, LossStep step, char* scratch, LossUnits units) {
   switch (pass.logits_dtype) {
-    case DType::kF64: return run<DoubleRow, double>(pass);
-    case DType::kF32: return run<FloatRow, float>(pass);
-    case DType::kBF16: return run<FloatRow, bfloat_t>(pass);
-    default: return run<FloatRow, half_t>(pass);
+    case DType::kF64: return run<DoubleRow, double>(pass, step, scratch, units);
+    case DType::kF32: return run<FloatRow, float>(pass, step, scratch, units);
+    case DType::kBF16: return run<FloatRow, bfloat_t>(pass, step, scratch, units);
+    default: return run<FloatRow, half_t>(pass, step, scratch, units);
   }
 }
 

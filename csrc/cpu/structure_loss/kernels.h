@@ -1,4 +1,4 @@
-// What structure_loss_kernels.cpp defines at each instruction-set level. No std templates: isa.h.
+// What kernels.cpp defines at each instruction-set level. No std templates: isa.h.
 #pragma once
 
 #include <stdint.h>
@@ -32,8 +32,20 @@ struct LossGradient {
 enum class LossWork {
   kSums,       // fills sums
   kGradients,  // writes each head's gradient, from gradients
-  kBoth,       // fills sums, finds gradients for `upstream`, writes each head's; in float32 the
-               // sigmoids wait in the gradient's place
+  kBoth,       // the one, then the other; in float32 the sigmoids wait in the gradient's place
+};
+
+// A part of that, and what its units are: bands, but of kImages images.
+enum class LossStep {
+  kSums,
+  kGradients,
+  kImages,  // of kBoth: sums, gradients for `upstream`, and each head's gradient written
+};
+
+// Where a thread's next unit comes from: negative when there is none any more.
+struct LossUnits {
+  int64_t (*next)(void* context);
+  void* context;
 };
 
 // One pass over all images. A band is a run of rows of one image: the unit of a thread's work.
@@ -58,15 +70,13 @@ struct LossPass {
   LossSums* sums;           // [images * bands][heads]
   LossGradient* gradients;  // [images][heads]
   const double* upstream;   // [heads], the gradient of each image's loss
-  char* scratch;            // [threads][scratch_bytes], 128-byte aligned
-  int64_t scratch_bytes;
-  int threads;
-  uint64_t float_mode;  // the caller's
 };
 
 // Bytes of row buffers for one thread, enough at every level and dtype.
 int64_t loss_scratch_bytes(const LossPass& pass);
 
-FASTCLIP_DECLARE(void structure_loss_pass(const LossPass& pass))
+// Does one thread's units. `scratch` is that thread's own, and aligned to 128 bytes.
+FASTCLIP_DECLARE(void structure_loss_units(const LossPass& pass, LossStep step, char* scratch,
+                                           LossUnits units))
 
 }  // namespace fastclip::cpu

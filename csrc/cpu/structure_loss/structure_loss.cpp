@@ -3,8 +3,7 @@
 #include <algorithm>
 
 #include "cpu/structure_loss/sums.h"
-#include "cpu/vector/float_mode.h"
-#include "openmp.h"
+#include "threads/shares.h"
 
 namespace fastclip::cpu {
 namespace {
@@ -18,7 +17,41 @@ constexpr int64_t kStripPixels = 1024;
 // nothing at 7 (32 MB of L3).
 constexpr int64_t kStreamBytes = 8 << 20;
 
-void structure_loss_pass(const LossPass& pass){FASTCLIP_DISPATCH(structure_loss_pass(pass))}
+void loss_units(const LossPass& pass, LossStep step, char* scratch, LossUnits units) {
+  FASTCLIP_DISPATCH(structure_loss_units(pass, step, scratch, units))
+}
+
+// Row buffers for each thread, on cache lines of their own.
+class Scratch {
+ public:
+  Scratch(int threads, int64_t bytes) : bytes_(bytes), lines_(threads * bytes / sizeof(Line)) {}
+
+  char* of(int thread) { return lines_.data()->bytes + thread * bytes_; }
+
+ private:
+  struct alignas(128) Line {
+    char bytes[128];
+  };
+
+  const int64_t bytes_;
+  std::vector<Line> lines_;
+};
+
+void on_units(const LossPass& pass, LossStep step, int threads, Scratch& scratch) {
+  Shares shares(step == LossStep::kImages ? pass.images : pass.images * pass.bands, threads);
+  struct Next {
+    Shares* shares;
+    int thread;
+  };
+  run(threads, [&](int thread) {
+    Next own{&shares, thread};
+    const auto next = [](void* context) {
+      const Next& own = *static_cast<Next*>(context);
+      return own.shares->next(own.thread);
+    };
+    loss_units(pass, step, scratch.of(thread), {next, &own});
+  });
+}
 
 // A fresh band pays for the rows above it that its window holds, so it is at least two windows
 // high. Column sums slide in the logits' precision, and a long way would let soft masks drift.
@@ -70,18 +103,22 @@ LossPass StructureLoss::pass() const {
   return pass;
 }
 
-void StructureLoss::run(LossPass& pass) const {
+void StructureLoss::run(const LossPass& pass) const {
   const bool small = images * height * width * pass.head_count < kSerialPixels;
-  pass.threads =
-      small ? 1 : static_cast<int>(std::min<int64_t>(max_threads(), images * pass.bands));
-  pass.float_mode = float_mode();
-  pass.scratch_bytes = loss_scratch_bytes(pass);
-  struct alignas(128) Line {
-    char bytes[128];
-  };
-  std::vector<Line> scratch(pass.threads * pass.scratch_bytes / sizeof(Line));
-  pass.scratch = scratch.data()->bytes;
-  structure_loss_pass(pass);
+  const int threads = small ? 1 : threads_for(images * pass.bands);
+  Scratch scratch(threads, loss_scratch_bytes(pass));
+  if (pass.work != LossWork::kBoth) {
+    const bool sums = pass.work == LossWork::kSums;
+    return on_units(pass, sums ? LossStep::kSums : LossStep::kGradients, threads, scratch);
+  }
+  // With images enough for every thread each keeps to its image, whose maps are still in cache for
+  // the second pass; else all threads share every image.
+  if (images >= 4 * threads || images % threads == 0) {
+    return on_units(pass, LossStep::kImages, threads, scratch);
+  }
+  on_units(pass, LossStep::kSums, threads, scratch);
+  for (int64_t image = 0; image < images; ++image) find_gradients(pass, image);
+  on_units(pass, LossStep::kGradients, threads, scratch);
 }
 
 void StructureLoss::forward(LossSums* sums, double* loss) const {

@@ -33,7 +33,7 @@ struct StructureLoss {
  private:
   bool is_empty() const { return images == 0 || height == 0 || width == 0; }
   LossPass pass() const;
-  void run(LossPass& pass) const;
+  void run(const LossPass& pass) const;
   void sum(LossPass& pass, LossSums* sums, double* loss) const;
 };
 

@@ -1,7 +1,6 @@
 // Compiled once per instruction-set level: see isa.h for the rule that goes with it.
 #include "cpu/unit_clip/kernels.h"
 
-#include "cpu/vector/float_mode.h"
 #include "cpu/vector/sums.h"
 
 namespace fastclip::cpu::FASTCLIP_ISA {
@@ -57,37 +56,29 @@ void scale_part(UnitPiece& piece) {
 
 }  // namespace
 
-void clip_units(const UnitTasks& tasks, UnitRule rule) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(tasks.threads) if (tasks.threads > 1)
-  for (int64_t t = 0; t < tasks.count; ++t) {
-    const FloatModeOf same(tasks.float_mode);
-    for (int64_t i = tasks.bounds[t]; i < tasks.bounds[t + 1]; ++i) {
-      UnitPiece& piece = tasks.pieces[i];
-      switch (piece.dtype) {
-        case DType::kF32: clip<float>(piece, rule); break;
-        case DType::kF64: clip<double>(piece, rule); break;
-        case DType::kBF16: clip<bfloat_t>(piece, rule); break;
-        default: clip<half_t>(piece, rule);
-      }
+void clip_units(UnitPiece* pieces, int64_t count, UnitRule rule) {
+  for (int64_t i = 0; i < count; ++i) {
+    UnitPiece& piece = pieces[i];
+    switch (piece.dtype) {
+      case DType::kF32: clip<float>(piece, rule); break;
+      case DType::kF64: clip<double>(piece, rule); break;
+      case DType::kBF16: clip<bfloat_t>(piece, rule); break;
+      default: clip<half_t>(piece, rule);
     }
   }
 }
 
-void scale_parts(const UnitTasks& tasks) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(tasks.threads) if (tasks.threads > 1)
-  for (int64_t t = 0; t < tasks.count; ++t) {
-    const FloatModeOf same(tasks.float_mode);
-    for (int64_t i = tasks.bounds[t]; i < tasks.bounds[t + 1]; ++i) {
-      UnitPiece& piece = tasks.pieces[i];
-      if (piece.units != 0 || piece.factor == 1) continue;
-      switch (piece.dtype) {
-        case DType::kF32: scale_part<float>(piece); break;
-        case DType::kF64: scale_part<double>(piece); break;
-        case DType::kBF16: scale_part<bfloat_t>(piece); break;
-        default: scale_part<half_t>(piece);
-      }
-      piece.written = true;
+void scale_parts(UnitPiece* pieces, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    UnitPiece& piece = pieces[i];
+    if (piece.units != 0 || piece.factor == 1) continue;
+    switch (piece.dtype) {
+      case DType::kF32: scale_part<float>(piece); break;
+      case DType::kF64: scale_part<double>(piece); break;
+      case DType::kBF16: scale_part<bfloat_t>(piece); break;
+      default: scale_part<half_t>(piece);
     }
+    piece.written = true;
   }
 }
 

@@ -1,4 +1,4 @@
-// What unit_clip_kernels.cpp defines at each instruction-set level. No std templates: see isa.h.
+// What kernels.cpp defines at each instruction-set level. No std templates: see isa.h.
 #pragma once
 
 #include <stdint.h>
@@ -28,14 +28,6 @@ struct UnitPiece {
   double factor;
 };
 
-struct UnitTasks {
-  UnitPiece* pieces;
-  const int64_t* bounds;  // task t is pieces bounds[t] .. bounds[t + 1]
-  int64_t count;
-  int threads;
-  uint64_t float_mode;  // the caller's, for every thread
-};
-
 constexpr double kGradFloor = 1e-6;
 
 // From sums of squares: 1 where |g| is within clipping * max(|w|, eps), else that limit over
@@ -49,9 +41,9 @@ static inline double unit_factor(Scaled weight_sum, Scaled grad_sum, UnitRule ru
 }
 
 // Clips whole units, each while it is in cache; of parts, takes the sums of squares.
-FASTCLIP_DECLARE(void clip_units(const UnitTasks& tasks, UnitRule rule))
+FASTCLIP_DECLARE(void clip_units(UnitPiece* pieces, int64_t count, UnitRule rule))
 
 // Multiplies parts by their factors.
-FASTCLIP_DECLARE(void scale_parts(const UnitTasks& tasks))
+FASTCLIP_DECLARE(void scale_parts(UnitPiece* pieces, int64_t count))
 
 }  // namespace fastclip::cpu

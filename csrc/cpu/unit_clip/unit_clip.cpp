@@ -2,23 +2,21 @@
 
 #include <algorithm>
 
-#include "cpu/vector/float_mode.h"
-#include "openmp.h"
+#include "threads/shares.h"
 
 namespace fastclip::cpu {
 namespace {
 
-void clip_units(const UnitTasks& tasks, UnitRule rule) {
-  FASTCLIP_DISPATCH(clip_units(tasks, rule))
+void clip_units(UnitPiece* pieces, int64_t count, UnitRule rule) {
+  FASTCLIP_DISPATCH(clip_units(pieces, count, rule))
 }
 
-void scale_parts(const UnitTasks& tasks) { FASTCLIP_DISPATCH(scale_parts(tasks)) }
+void scale_parts(UnitPiece* pieces, int64_t count) { FASTCLIP_DISPATCH(scale_parts(pieces, count)) }
 
 constexpr int64_t kPieceBytes = 256 * 1024;  // of the gradient; with its weight it fits L2
 constexpr int64_t kTaskBytes = 128 * 1024;   // a task is worth a thread's trip to the queue
 constexpr int64_t kPieceOverheadBytes = 512;
-// Waking a sleeping thread takes about 90 us, in which one thread reads this much from cache.
-constexpr int64_t kSerialBytes = 3 * 1024 * 1024;
+constexpr int64_t kSerialGradBytes = kSerialBytes / 2;  // each is read with its weight
 
 bool on_cpu(const TensorView& view) {
   return view.device.type == dlpack::kCPU || view.device.type == dlpack::kCUDAHost;
@@ -86,11 +84,12 @@ bool UnitClip::overlaps() const {
   return any_overlap(ranges);
 }
 
-UnitTasks UnitClip::tasks() {
+template <class F>
+void UnitClip::each_task_of_pieces(F work) {
   const int64_t count = static_cast<int64_t>(bounds_.size()) - 1;
-  const bool small = bytes_ < kSerialBytes;
-  const int threads = small ? 1 : static_cast<int>(std::min<int64_t>(max_threads(), count));
-  return {pieces_.data(), bounds_.data(), count, threads, float_mode()};
+  each_task(count, bytes_ < kSerialGradBytes ? 1 : threads_for(count), [&](int64_t task, int) {
+    work(pieces_.data() + bounds_[task], bounds_[task + 1] - bounds_[task]);
+  });
 }
 
 void UnitClip::set_factors() {
@@ -107,10 +106,10 @@ void UnitClip::set_factors() {
 
 std::vector<bool> UnitClip::run() {
   if (bounds_.back() != static_cast<int64_t>(pieces_.size())) bounds_.push_back(pieces_.size());
-  clip_units(tasks(), rule_);
+  each_task_of_pieces([&](UnitPiece* pieces, int64_t count) { clip_units(pieces, count, rule_); });
   if (has_parts_) {
     set_factors();
-    scale_parts(tasks());
+    each_task_of_pieces(scale_parts);
   }
   std::vector<bool> written(grads_.size());
   for (const UnitPiece& piece : pieces_) {

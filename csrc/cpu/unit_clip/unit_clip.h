@@ -31,7 +31,8 @@ class UnitClip {
  private:
   void cut(const TensorView& weight, const TensorView& grad, int64_t units);
   void push(const UnitPiece& piece);
-  UnitTasks tasks();
+  template <class F>
+  void each_task_of_pieces(F work);  // work(UnitPiece* pieces, int64_t count), on threads
   void set_factors();
 
   UnitRule rule_;

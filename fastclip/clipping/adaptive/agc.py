@@ -36,8 +36,8 @@ class AGC:
     def clip_(self, parameters: Tensor | Iterable[Tensor]) -> None:
         """Clips the gradients in place, without waiting for a GPU.
 
-        On the CPU all of them in one call that reads weights and gradients once and writes only
-        units that are clipped; elsewhere in a few torch calls for each parameter.
+        On the CPU and on GPUs all in one call that reads weights and gradients once and writes only
+        units that are clipped; what no kernel takes in a few torch calls for each parameter.
 
         Args:
             parameters: a tensor or an iterable of tensors, of any shape and floating dtype; those

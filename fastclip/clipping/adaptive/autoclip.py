@@ -33,7 +33,7 @@ class FollowsTheNorm:
         """
         parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
         grads = collect(parameters, take_grads=True)
-        if grads is not None and not (len(grads) and grads.has_norm(2.0)):
+        if grads is not None and not (grads and grads.has_norm(2.0)):
             grads = None
         if grads is None:
             total = get_total_norm([p.grad for p in parameters if p.grad is not None])

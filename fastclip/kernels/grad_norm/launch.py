@@ -1,179 +1,61 @@
 # mypy: allow-untyped-defs
-"""Triton kernels of grad_norm, in the order of their launches, and their launchers.
+"""What grad_norm launches through Triton, with what."""
 
-norm    table of tensors -> one partial sum a program, or a chunk where each tensor's norm is asked
-each    partial sums of chunks -> the norm of each tensor
-finish  partial sums, in a fixed order -> the norm, the factor and what a fused optimizer needs
-scale   reads the norm; at a factor of 1 it is over, else the last chunks are scaled first
+from __future__ import annotations
 
-A row of the table is (address, elements, dtype, chunks up to and with this tensor). Programs find
-a chunk's tensor by binary search. Nothing is added atomically and the host reads nothing back.
-"""
-
+import math
 import struct
+from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from fastclip.kernels.grad_norm.chunk import CHUNK, combine, find, largest, load, store, total
+from fastclip.kernels.grad_norm.change import clamp, scale
+from fastclip.kernels.grad_norm.norm import each, finish, norm
+from fastclip.kernels.grad_norm.tile import POWER
 
-KINDS = {1.0: 1, 2.0: 2, float("inf"): 3}
-WARPS = 8
+KINDS = {1.0: 1, 2.0: 2, math.inf: 3, -math.inf: 4}  # as tile.py's; other orders are POWER
+OF_NORM, NUMBER, OF_TENSOR = 0, 1, 2  # as change.py's
 FINISH_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 WORK_HEADER = 3  # float64 before the partials: sum, norm, factor
-PROGRAMS_EACH = 4  # for a multiprocessor
-
-# A float32 sum of squares within these bounds lost nothing that matters to overflow or to squares
-# under 2^-126. Outside, the same registers are summed again, scaled by a power of two.
-LOW = tl.constexpr(1e-25)
-HIGH = tl.constexpr(1e38)
-FINISH = tl.constexpr(1024)
-EPS = tl.constexpr(1e-6)  # torch's
 
 
-@triton.jit
-def reduce_as(address, numel, ELEMENT: tl.constexpr, KIND: tl.constexpr):
-    """A chunk's sum of magnitudes or squares, or its largest magnitude, in float64."""
-    x = load(address, numel, ELEMENT)
-    if KIND == 3:
-        result = largest(x)
-    else:
-        result = total(x, KIND).to(tl.float64)
-        kept = (result >= LOW) & (result <= HIGH)
-        if x.dtype != tl.float64 and not kept:
-            tiny = result < LOW
-            up = tl.where(tiny, 2.0**96, 2.0**-96).to(tl.float32)
-            down = tl.where(tiny, 2.0**-96, 2.0**96).to(tl.float64)
-            result = total(x * up, KIND) * down
-            if KIND == 2:
-                result = result * down
-    return result
+class Shape(NamedTuple):
+    """How programs are cut: the elements of a chunk, the warps of a program, programs of a
+    multiprocessor. All have 32 warps of a multiprocessor, of which a thread loads 64 bytes of
+    float32 at a time: see csrc/cuda/numbers.h for what memory wants."""
+
+    chunk: int
+    warps: int
+    programs_each: int
+
+    def tile(self, per_thread: int) -> int:
+        return per_thread * 32 * self.warps
 
 
-@triton.jit
-def reduce_any(address, numel, dtype, KIND: tl.constexpr, DTYPES: tl.constexpr):
-    """DTYPES has bit d set where a tensor of dtype d is in the table: only those are compiled."""
-    result = tl.full((), 0, tl.float64)
-    if DTYPES & 1 != 0 and dtype == 0:
-        result = reduce_as(address, numel, tl.float32, KIND)
-    if DTYPES & 2 != 0 and dtype == 1:
-        result = reduce_as(address, numel, tl.float64, KIND)
-    if DTYPES & 4 != 0 and dtype == 2:
-        result = reduce_as(address, numel, tl.bfloat16, KIND)
-    if DTYPES & 8 != 0 and dtype == 3:
-        result = reduce_as(address, numel, tl.float16, KIND)
-    return result
+LONG, SHORT = Shape(8192, 8, 4), Shape(1024, 1, 32)
+# Elements of a thread's tile: with more the float64 versions take the registers of two programs.
+NORM_ITEMS, POWER_ITEMS, CHANGE_ITEMS = 16, 8, 8
 
 
-@triton.jit(do_not_specialize=["tensors", "chunks"])
-def norm(
-    table,  # [tensors, 4] int64
-    partial,  # [programs], or with PER_TENSOR [chunks]: float64, written
-    tensors,
-    chunks,
-    KIND: tl.constexpr,
-    DTYPES: tl.constexpr,
-    PER_TENSOR: tl.constexpr,
-):
-    program = tl.program_id(0)
-    mine = tl.full((), 0, tl.float64)
-    for chunk in range(program, chunks, tl.num_programs(0)):
-        address, numel, dtype = find(table, tensors, chunk)
-        value = reduce_any(address, numel, dtype, KIND, DTYPES)
-        if PER_TENSOR:
-            tl.store(partial + chunk, value)
-        else:
-            mine = combine(mine, value, KIND)
-    if not PER_TENSOR:
-        tl.store(partial + program, mine)
+class Table(NamedTuple):
+    """A list of tensors as kernels read it."""
 
+    rows: Tensor  # [tensors, 4] int64: address, elements, dtype, chunks up to and with this tensor
+    chunks: int
+    dtypes: int
+    programs: int
+    shape: Shape
 
-@triton.jit
-def gather(partial, first, count, KIND: tl.constexpr):
-    """The sum, or the largest, of a run of partials; in the same order at every run."""
-    lanes = tl.arange(0, FINISH)
-    sums = tl.full((FINISH,), 0, tl.float64)
-    for start in range(0, count, FINISH):
-        inside = start + lanes < count
-        sums = combine(sums, tl.load(partial + first + start + lanes, inside, 0.0), KIND)
-    if KIND == 3:
-        return largest(sums)
-    return tl.sum(sums, 0)
+    @property
+    def grid(self) -> tuple[int]:
+        return (max(1, min(self.programs, self.chunks)),)
 
-
-@triton.jit
-def each(table, partial, norms, KIND: tl.constexpr):
-    tensor = tl.program_id(0)
-    row = table + tensor * 4
-    count = (tl.load(row + 1) + CHUNK - 1) // CHUNK
-    value = gather(partial, tl.load(row + 3) - count, count, KIND)
-    tl.store(norms + tensor, tl.sqrt(value) if KIND == 2 else value)
-
-
-@triton.jit
-def factor_of(max_norm_low, max_norm_high, value):
-    """min(1, max_norm / (value + 1e-6)), NaN kept; max_norm in two halves: Triton has no double."""
-    bits = (max_norm_high.to(tl.int64) << 32) | (max_norm_low.to(tl.int64) & 0xFFFFFFFF)
-    factor = bits.to(tl.float64, bitcast=True) / (value + EPS)
-    return tl.where(factor >= 1, 1.0, factor)
-
-
-@triton.jit(do_not_specialize=["count", "max_norm_low", "max_norm_high"])
-def finish(
-    work,  # float64: [sum, norm, factor, partials...]
-    total_norm,  # 0-d, any dtype, written
-    optimizer,  # [2] float32, written: 1 / factor, whether the norm is not finite
-    count,
-    max_norm_low,
-    max_norm_high,
-    KIND: tl.constexpr,
-):
-    value = gather(work, 3, count, KIND)
-    tl.store(work, value)
-    if KIND == 2:
-        value = tl.sqrt(value)
-    factor = factor_of(max_norm_low, max_norm_high, value)
-    tl.store(work + 1, value)
-    tl.store(work + 2, factor)
-    ELEMENT: tl.constexpr = total_norm.dtype.element_ty
-    if ELEMENT.primitive_bitwidth == 64:
-        tl.store(total_norm, value)
-    else:  # float64 to bfloat16 in one step is wrong under the interpreter
-        tl.store(total_norm, value.to(tl.float32).to(ELEMENT))
-    tl.store(optimizer, (1 / factor).to(tl.float32))
-    tl.store(optimizer + 1, tl.where(tl.abs(value) < float("inf"), 0.0, 1.0))
-
-
-@triton.jit
-def scale_as(address, numel, factor, ELEMENT: tl.constexpr):
-    x = load(address, numel, ELEMENT)
-    store(address, numel, x * factor.to(x.dtype), ELEMENT)
-
-
-@triton.jit(do_not_specialize=["tensors", "chunks", "max_norm_low", "max_norm_high"])
-def scale(
-    table,  # [tensors, 4] int64
-    known,  # the norm: 0-d, any dtype
-    tensors,
-    chunks,
-    max_norm_low,
-    max_norm_high,
-    DTYPES: tl.constexpr,
-):
-    factor = factor_of(max_norm_low, max_norm_high, tl.load(known).to(tl.float64))
-    if factor != 1:
-        for i in range(tl.program_id(0), chunks, tl.num_programs(0)):
-            address, numel, dtype = find(table, tensors, chunks - 1 - i)
-            if DTYPES & 1 != 0 and dtype == 0:
-                scale_as(address, numel, factor, tl.float32)
-            if DTYPES & 2 != 0 and dtype == 1:
-                scale_as(address, numel, factor, tl.float64)
-            if DTYPES & 4 != 0 and dtype == 2:
-                scale_as(address, numel, factor, tl.bfloat16)
-            if DTYPES & 8 != 0 and dtype == 3:
-                scale_as(address, numel, factor, tl.float16)
+    def options(self, per_thread: int) -> dict[str, Any]:
+        """The constants that the kernels over all tensors share."""
+        sizes = {"CHUNK": self.shape.chunk, "TILE": self.shape.tile(per_thread)}
+        kinds = {"DTYPES": self.dtypes, "num_warps": self.shape.warps, "enable_fp_fusion": True}
+        return sizes | kinds
 
 
 def halves(x: float) -> tuple[int, int]:
@@ -183,50 +65,54 @@ def halves(x: float) -> tuple[int, int]:
 
 
 def launch_norm(
-    table: Tensor,
-    chunks: int,
-    dtypes: int,
-    programs: int,
+    table: Table,
     p: float,
     max_norm: float,
-    total_norm: Tensor,
-    optimizer: Tensor,
+    total_norm: Tensor | None,
     per_tensor: Tensor | None,
+    units: Tensor | None = None,
 ) -> Tensor:
-    """Returns the work buffer; its second number is the norm, unrounded."""
-    kind = KINDS[p]
-    programs = max(1, min(programs, chunks))
-    count = chunks if per_tensor is not None else programs
-    work = torch.empty(WORK_HEADER + count, dtype=torch.float64, device=table.device)
-    partial = work[WORK_HEADER:]
-    norm[(programs,)](
-        *(table, partial, len(table), chunks),
+    """Returns the work buffer; its second number is the norm, unrounded, and its third the factor.
+
+    An order of POWER has `per_tensor` alone, and `units` that its elements are divided by before.
+    """
+    kind, rows, grid = KINDS.get(p, POWER.value), table.rows, table.grid
+    count = grid[0] + (0 if per_tensor is None else len(rows))
+    work = torch.empty(WORK_HEADER + count, dtype=torch.float64, device=rows.device)
+    partial, power = work[WORK_HEADER:], halves(p)
+    options = table.options(POWER_ITEMS if kind == POWER.value else NORM_ITEMS)
+    divisors = partial if units is None else units
+    norm[grid](
+        *(rows, partial, len(rows), table.chunks, *power, divisors),
         KIND=kind,
-        DTYPES=dtypes,
         PER_TENSOR=per_tensor is not None,
-        num_warps=WARPS,
-        enable_fp_fusion=True,
+        HAS_UNITS=units is not None,
+        **options,
     )
-    if per_tensor is not None and len(table):
-        each[(len(table),)](table, partial, per_tensor, KIND=kind, **FINISH_OPTIONS)
-    limit = halves(max_norm)
-    finish[(1,)](work, total_norm, optimizer, count, *limit, KIND=kind, **FINISH_OPTIONS)
+    if per_tensor is not None and len(rows):
+        each[(len(rows),)](
+            *(rows, partial, per_tensor, table.chunks, grid[0], *power, divisors),
+            KIND=kind,
+            HAS_UNITS=units is not None,
+            CHUNK=table.shape.chunk,
+            **FINISH_OPTIONS,
+        )
+    if total_norm is not None:
+        if per_tensor is not None:
+            raise ValueError("one launch has the total or the norm of each tensor, not both")
+        finish[(1,)](work, total_norm, count, *halves(max_norm), KIND=kind, **FINISH_OPTIONS)
     return work
 
 
-def launch_scale(
-    table: Tensor, chunks: int, dtypes: int, programs: int, max_norm: float, known: Tensor
-) -> None:
-    """Scales by min(1, max_norm / (known + 1e-6))."""
-    programs = max(1, min(programs, chunks))
+def launch_scale(table: Table, mode: int, number: Tensor, max_norm: float = 1.0) -> None:
+    """Multiplies by `number`, by what it is a norm of, or each tensor by its own."""
     limit = halves(max_norm)
-    scale[(programs,)](
-        table,
-        known,
-        len(table),
-        chunks,
-        *limit,
-        DTYPES=dtypes,
-        num_warps=WARPS,
-        enable_fp_fusion=True,
-    )
+    options = table.options(CHANGE_ITEMS)
+    lengths = (len(table.rows), table.chunks)
+    scale[table.grid](table.rows, number, *lengths, *limit, MODE=mode, **options)
+
+
+def launch_clamp(table: Table, limit: float) -> None:
+    """Clamps every element to [-limit, limit]."""
+    options = table.options(CHANGE_ITEMS)
+    clamp[table.grid](table.rows, len(table.rows), table.chunks, *halves(limit), **options)

@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch import Tensor
 
-from fastclip.ops.grad_norm.sharded import is_dtensor
+from fastclip.ops.grad_norm.sorting import is_dtensor
 
 WAIT = timedelta(seconds=60)  # how long ranks may come one after the other
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -49,12 +50,7 @@ def collect_in_op(tensors: Iterable[Tensor], *, take_grads: bool) -> Grads | Non
 
 def collect_parts(tensors: Iterable[Tensor], take_grads: bool) -> parts.GradParts | None:
     """As `collect`, for a list that no backend takes whole."""
-    if take_grads:
-        tensors = [p.grad for p in tensors if p.grad is not None]
-    tensors = list(tensors)
-    if native.core is not None:
-        native.core.require_memory(tensors, False)  # torch would read what was freed
-    return parts.collect(tensors, _backend_of)
+    return parts.collect(list(tensors), take_grads, _backend_of)
 
 
 def require_memory(name: str, tensor: object) -> None:
@@ -84,13 +80,14 @@ def backend(found: TensorList | PythonTensorList) -> CpuGrads | GpuGrads | None:
 
 
 def implementation(device: str) -> tuple[str, str]:
-    """(name, why it is not a kernel) of what runs on a device type."""
-    if device == "cpu":
+    """(name, why it is not a kernel) of what runs on a device, such as "cpu" or "cuda:1"."""
+    kind, index = torch.device(device).type, torch.device(device).index or 0
+    if kind == "cpu":
         return ("torch", native.why_missing) if native.core is None else (native.name, "")
-    if device not in DEVICE_TYPES.values():
-        return "torch", f"fastclip has no {device} kernel for it"
-    is_cuda = device == "cuda" and torch.version.hip is None
-    reason = cuda_why_not(0) if is_cuda else "CUDA's kernels are for CUDA devices"
+    if kind not in DEVICE_TYPES.values():
+        return "torch", f"fastclip has no {kind} kernel for it"
+    is_cuda = kind == "cuda" and torch.version.hip is None
+    reason = cuda_why_not(index) if is_cuda else "CUDA's kernels are for CUDA devices"
     if not reason:
         return "CUDA", ""
     if has_triton():
@@ -113,8 +110,19 @@ def _backend_of(tensors: list[Tensor]) -> CpuGrads | GpuGrads | None:
 
 @functools.cache
 def cuda_why_not(index: int) -> str:
-    """Why the CUDA kernels cannot run on this device, or an empty string."""
-    return native.why_missing if native.core is None else native.core.cuda_why_not(index)
+    """Why the CUDA kernels cannot run on this device, or an empty string.
+
+    Warns, once for a device, where a build that has them has no code for it.
+    """
+    if native.core is None:
+        return native.why_missing
+    reason = native.core.cuda_why_not(index)
+    if reason and native.core.build_info()["cuda"] and torch.cuda.is_available():
+        instead = "Triton's kernels run" if has_triton() else "torch's own functions run, slower"
+        remedy = "build fastclip on a machine whose nvcc knows this device for CUDA's"
+        message = f"fastclip's CUDA kernels cannot run on cuda:{index}: {reason}. {instead} instead"
+        warnings.warn(f"{message}; {remedy}", RuntimeWarning, stacklevel=2)
+    return reason
 
 
 @functools.cache

@@ -75,17 +75,6 @@ class CpuGrads:
         self._known.clear()
         self._core.scale_each(self._list, factors)
 
-    def step_factors(self, max_norm: float, p: float) -> tuple[Tensor, Tensor, Tensor]:
-        """(the norm, 1 / factor, 1 where the norm is not finite): a fused step's inputs."""
-        norm = self._norm(p)
-        factor = min(max_norm / (norm + EPS), 1.0)
-        inverse = 1 / factor if factor else math.inf
-        return (
-            self.total_norm(p),
-            torch.tensor(inverse, dtype=torch.float32, device="cpu"),
-            torch.tensor(float(not math.isfinite(norm)), dtype=torch.float32, device="cpu"),
-        )
-
     def _norm(self, p: float) -> float:
         if p not in self._known:
             self._known[p] = self._core.grad_norm(self._list, p)

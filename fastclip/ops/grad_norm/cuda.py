@@ -19,14 +19,27 @@ class CudaGrads(GpuGrads):
         scale: bool,
         total: Tensor | None,
         each: Tensor | None,
-        optimizer: Tensor | None,
+        units: Tensor | None,
     ) -> Tensor:
         core = native.require()
-        size = core.cuda_work_size(self._list, each is not None)
+        size = core.cuda_work_size(self._list)
         work = torch.empty(size, dtype=torch.float64, device=self._device)
-        core.cuda_grad_norm(self._list, p, max_norm, scale, work, total, each, optimizer)
-        return work[1] if not scale else work
+        core.cuda_grad_norm(self._list, p, max_norm, scale, work, total, each, units)
+        return work
 
     def _scale(self, max_norm: float, norm: Tensor) -> None:
-        known = float(norm) if norm.device.type == "cpu" else norm
-        native.require().cuda_scale_grads(self._list, max_norm, known)
+        native.require().cuda_scale_grads(self._list, max_norm, _near(norm))
+
+    def _multiply(self, factor: Tensor) -> None:
+        native.require().cuda_multiply(self._list, _near(factor))
+
+    def _scale_each(self, factors: Tensor) -> None:
+        native.require().cuda_scale_each(self._list, factors)
+
+    def _clamp(self, limit: float) -> None:
+        native.require().cuda_clamp(self._list, limit)
+
+
+def _near(number: Tensor) -> Tensor | float:
+    """A number that the host has as such: a kernel could not read it there."""
+    return float(number) if number.device.type == "cpu" else number

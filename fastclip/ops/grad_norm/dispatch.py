@@ -62,7 +62,7 @@ def clip_(
         return grads
     if grads is None or not grads.has_norm(p):
         return clip_by_ref_(tensors, take_grads, max_norm, p, error_if_nonfinite, foreach)
-    if not len(grads):
+    if not grads:
         return torch.tensor(0.0)
     if error_if_nonfinite:
         require_finite(grads.total_norm(p), grads, p)
@@ -76,7 +76,7 @@ def total_norm(tensors: list[Tensor], p: float, error_if_nonfinite: bool, foreac
         return values
     if values is None or not values.has_norm(p):
         return total_norm_ref(tensors, p, error_if_nonfinite, foreach)
-    if not len(values):
+    if not values:
         return torch.tensor(0.0)
     total = values.total_norm(p)
     if error_if_nonfinite:
@@ -95,7 +95,7 @@ def clip_with_norm_(
         if native.core is not None:
             native.core.require_memory(parameters, True)  # torch would write what was freed
         scale_ref_(parameters, max_norm, total_norm, foreach)
-    elif len(grads):
+    elif grads:
         grads.clip_by_(max_norm, norm)
 
 

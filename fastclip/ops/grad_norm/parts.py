@@ -7,91 +7,31 @@ norm is the norm of the parts' norms, and every part is scaled by the same facto
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastclip.ops.grad_norm import sharded
-from fastclip.ops.grad_norm.reference import Backend, TorchGrads, factor_of, moved, norm_of
-from fastclip.ops.grad_norm.tensor_list import DTYPES, is_scalar, layers
+from fastclip.ops.grad_norm.part import BackendOf, Part
+from fastclip.ops.grad_norm.reference import Backend, factor_of, moved, norm_of
+from fastclip.ops.grad_norm.sorting import Group, Sorted, sort
+from fastclip.ops.grad_norm.tensor_list import (
+    DEVICE_TYPES,
+    DTYPES,
+    is_plain,
+    is_scalar,
+    is_writable,
+    promoted,
+)
 
-_DEVICE_TYPES = ("cpu", "cuda", "xpu")
-BackendOf: TypeAlias = Callable[[list[Tensor]], Backend | None]  # some plain tensors of one device
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
-
-@dataclass
-class Part:
-    """Tensors of one device, spread in one way over ranks."""
-
-    device: torch.device
-    groups: tuple[Any, ...]  # the ranks that hold the rest of them, a process group a dimension
-    indices: list[int] = field(default_factory=list)  # in the whole list
-    locals: list[Tensor] = field(default_factory=list)
-    dtensors: list[tuple[Any, sharded.Layout]] = field(default_factory=list)
-    backends: list[tuple[Backend, list[int]]] = field(default_factory=list)  # and their rows
-
-    def share(self, tensors: Sequence[Tensor], backend_of: BackendOf) -> bool:
-        """Shares out the tensors; returns whether a kernel has some. Empty shards have no backend.
-
-        What overlaps on a GPU has backends one after the other: scaled at the same time, a product
-        would be lost.
-        """
-        some = [row for row, t in enumerate(tensors) if t.numel() or not self.dtensors]
-        if (backend := backend_of([tensors[row] for row in some]) if some else None) is not None:
-            self.backends.append((backend, some))
-            return True
-        rows: dict[tuple[bool, int], list[int]] = {}
-        on_cpu = self.device.type == "cpu"  # whose backends see to it themselves
-        numbers = [0] * len(some) if on_cpu else layers([tensors[row] for row in some])
-        for row, layer in zip(some, numbers, strict=True):
-            rows.setdefault((backend_of([tensors[row]]) is None, layer), []).append(row)
-        for (by_torch, _), of in rows.items():
-            mine = [tensors[row] for row in of]
-            found = None if by_torch else backend_of(mine)
-            self.backends.append((TorchGrads(mine) if found is None else found, of))
-        return not all(by_torch for by_torch, _ in rows)
-
-    @torch.no_grad()
-    def wholes(self, backend_of: BackendOf) -> Part:
-        """This part with its sums over ranks in place of summands: what the norm is of."""
-        if not self.dtensors or self.dtensors[0][1].whole is None:
-            return self
-        whole = Part(self.device, self.groups, dtensors=self.dtensors)
-        whole.locals = [sharded.local_of(*entry) for entry in self.dtensors]
-        whole.share(whole.locals, backend_of)
-        return whole
-
-    def norm(self, p: float) -> Tensor:
-        """The p-norm of what lies here: 0-d, float64."""
-        found = [
-            _able(backend, rows, self.locals, p).exact_norm(p) for backend, rows in self.backends
-        ]
-        if not found:
-            return torch.full((), _identity(p), dtype=torch.float64, device=self.device)
-        return found[0] if len(found) == 1 else norm_of(torch.stack(found), p)
-
-    def norms(self, p: float) -> Tensor:
-        """The p-norm of what lies here of each tensor: [tensors], float64."""
-        shape = len(self.locals)
-        norms = torch.full((shape,), _identity(p), dtype=torch.float64, device=self.device)
-        for backend, rows in self.backends:
-            where = moved(torch.tensor(rows), self.device)
-            norms.index_copy_(0, where, _able(backend, rows, self.locals, p).norms(p)[0])
-        return norms
-
-    def write(self, change: Callable[[Backend], None]) -> None:
-        """Has every backend change its tensors; the version of a DTensor moves with its shard's."""
-        for backend, rows in self.backends:
-            first = self.locals[rows[0]]
-            counted = bool(self.dtensors) and not first.is_inference()
-            before = first._version if counted else 0
-            change(backend)
-            if counted and first._version != before:
-                torch.autograd.graph.increment_version([self.dtensors[row][0] for row in rows])
+_FLOAT64 = 1 << DTYPES.index(torch.float64)
 
 
 class GradParts:
@@ -99,32 +39,44 @@ class GradParts:
 
     Ranks agree on every method but `local_norms`; those that measure are collective where a tensor
     is spread over ranks. Only a part on the CPU, beside a first tensor on a GPU, waits for it.
+    An error that only this rank has is raised after what the others wait for.
     """
 
     def __init__(
         self,
-        tensors: Sequence[Tensor],
         parts: list[Part],
         backend_of: BackendOf,
+        *,
+        mesh: DeviceMesh | None = None,
+        has_empty: bool = False,
+        error: str | None = None,
     ) -> None:
         self._parts = parts
         self._backend_of = backend_of
-        self._count = len(tensors)
-        self._device = next(part.device for part in parts if 0 in part.indices)
-        dtypes = [{t.dtype for t in part.locals} for part in parts]
-        self.dtype = functools.reduce(torch.promote_types, set().union(*dtypes))
-        self._has_empty = any(t.numel() == 0 for t in tensors)
-        spread = [part for part in parts if part.dtensors]
-        self._scaled = any(t.dtype == torch.float64 for part in spread for t in part.locals)
-        self._mesh = sharded.common_mesh(tensors) if len(spread) == len(parts) else None
+        self._mesh = mesh  # all tensors' own
+        self._has_empty = has_empty
+        self._error = error
+        self._count = sum(len(part.locals) for part in parts)
+        first = next((part for part in parts if any(0 in run for run in part.indices)), parts[0])
+        self.device = first.device
+        self.dtype = promoted(functools.reduce(int.__or__, (part.dtypes for part in parts)))
+        spread = [part for part in parts if part.layout is not None]
+        self._scaled = any(part.dtypes & _FLOAT64 for part in spread)
         self._known: dict[float, Tensor] = {}  # p: the unrounded norm
 
     def __len__(self) -> int:
         return self._count
 
+    def __bool__(self) -> bool:
+        """Whether there is something to do: where nothing lies here, other ranks may have some."""
+        return self._count > 0 or any(part.layout is not None for part in self._parts)
+
     def has_norm(self, p: float) -> bool:
         """Whether this p is defined for these tensors; torch raises for inf of an empty tensor."""
-        return p != 0 and not math.isnan(p) and (0 < p < math.inf or not self._has_empty)
+        has = p != 0 and not math.isnan(p) and (0 < p < math.inf or not self._has_empty)
+        if not has:
+            self._require_sound()  # torch would read what was freed
+        return has
 
     def takes(self, total_norm: Tensor) -> bool:
         """Whether `clip_by_` reads this norm as torch would."""
@@ -135,12 +87,14 @@ class GradParts:
         if p not in self._known:
             norms = [part.wholes(self._backend_of).norm(p).view(1) for part in self._parts]
             norms = self._reduced(norms, p)
-            self._known[p] = norm_of(torch.cat([moved(n, self._device) for n in norms]), p)
+            self._known[p] = norm_of(torch.cat([moved(n, self.device) for n in norms]), p)
         return self._known[p]
 
     def total_norm(self, p: float) -> Tensor:
         """The p-norm in the tensors' promoted dtype; a replicated DTensor where torch gives one."""
         total = self.exact_norm(p).to(self.dtype)
+        if not self._count and not total:  # no rank has a gradient that is not zero
+            return torch.tensor(0.0)
         return total if self._mesh is None else sharded.replicated(total, self._mesh)
 
     def norms(self, *orders: float) -> Tensor:
@@ -151,6 +105,7 @@ class GradParts:
 
     def local_norms(self, *orders: float) -> Tensor:
         """As `norms`, of what lies on this rank, and without asking another."""
+        self._require_sound()
         return self._in_order([[part.norms(p) for part in self._parts] for p in orders])
 
     def clip_(self, max_norm: float, p: float) -> Tensor:
@@ -169,57 +124,116 @@ class GradParts:
         for part, near in self._each(factor.detach()):
             part.write(functools.partial(_scale, factor=near))
 
-    def step_factors(self, max_norm: float, p: float) -> tuple[Tensor, Tensor, Tensor]:
-        """(the norm, 1 / factor, 1 where the norm is not finite): a fused step's inputs."""
-        norm = self.exact_norm(p)
-        inverse = 1 / factor_of(max_norm, norm)
-        return self.total_norm(p), inverse.float(), 1 - norm.isfinite().float()
+    def norm_and_factor(self, max_norm: float, p: float) -> tuple[Tensor, Tensor]:
+        """(the norm, the factor that clips to `max_norm`, float64)"""
+        return self.total_norm(p), factor_of(max_norm, self.exact_norm(p))
 
     def _reduced(self, norms: list[Tensor], p: float) -> list[Tensor]:
         groups = [part.groups for part in self._parts]
-        return sharded.reduce_norms(norms, groups, p, self._scaled)
+        return sharded.reduce_norms(norms, groups, p, self._scaled, self._error)
 
     def _in_order(self, rows: list[list[Tensor]]) -> Tensor:
-        order = torch.tensor([i for part in self._parts for i in part.indices]).argsort()
-        flat = [torch.cat([moved(n, self._device) for n in row]) for row in rows]
-        return torch.stack(flat)[:, moved(order, self._device)]
+        flat = torch.stack([torch.cat([moved(n, self.device) for n in row]) for row in rows])
+        runs = [run for part in self._parts for run in part.indices]
+        if len(runs) <= 1:
+            return flat
+        order = torch.tensor(list(itertools.chain(*runs))).argsort()
+        return flat[:, moved(order, self.device)]
 
     def _each(self, number: Tensor) -> Iterator[tuple[Part, Tensor]]:
+        self._require_sound()
         self._known.clear()
         for part in self._parts:
             yield part, moved(number, part.device)
 
+    def _require_sound(self) -> None:
+        if self._error is not None:
+            raise ValueError(self._error)
+
 
 @torch.no_grad()
-def collect(tensors: Sequence[Tensor], backend_of: BackendOf) -> GradParts | None:
+def collect(tensors: Sequence[Tensor], take_grads: bool, backend_of: BackendOf) -> GradParts | None:
     """The list in parts; None where torch's own functions are to have it.
 
     Args:
-        tensors: of any device and any type.
+        tensors: of any device and any type; with `take_grads` parameters.
+        take_grads: take their gradients that exist.
         backend_of: gives some plain tensors of one device their backend, or None.
+
+    Raises:
+        ValueError: the storage of a tensor was freed, and no other rank waits for this one.
     """
+    found = sort(tensors, take_grads)
+    is_spread = any(group.mesh is not None for group in found.groups)
+    if found.error is not None and not is_spread:
+        raise ValueError(found.error)
+    parts = _parts(found, is_spread)
+    if parts is None:
+        return None
+    by_kernels = [part.share(part.locals, backend_of) for part in parts]
+    if not parts or (not any(by_kernels) and not is_spread):
+        return None
+    has_empty = any(
+        group.tensors[row].numel() == 0 for group in found.groups for row in group.empty
+    )
+    meshes = {group.mesh for group in found.groups}
+    mesh = meshes.pop() if len(meshes) == 1 else None
+    return GradParts(parts, backend_of, mesh=mesh, has_empty=has_empty, error=found.error)
+
+
+def _parts(found: Sorted, is_spread: bool) -> list[Part] | None:
+    """The groups as parts; None where torch is to have one. With DTensors, ranks agree on that."""
     parts: dict[object, Part] = {}
-    layouts: dict[object, sharded.Layout | None] = {}
-    for i, tensor in enumerate(tensors):
-        layout, local = None, tensor
-        if sharded.is_dtensor(tensor):
-            layout = sharded.layout_of(tensor, layouts)  # type: ignore[arg-type]
+    freed = set(found.freed)
+    for group in found.groups:
+        layout = None
+        if group.mesh is not None and group.placements is not None:
+            layout = sharded.layout_on(group.mesh, group.placements)
             if layout is None:
                 return None
-            local = sharded.local_of(tensor)  # type: ignore[arg-type]
-        if not _plain(local):
+        if group.dtypes:
+            _at(parts, group.locals[0].device, layout).add(*group[2:7])
+        elif not _add_one_by_one(parts, group, layout, freed, is_spread):
             return None
-        key = local.device, None if layout is None else layout.key
-        if (part := parts.get(key)) is None:
-            part = parts[key] = Part(local.device, () if layout is None else layout.groups)
-        part.indices.append(i)
-        part.locals.append(local)
-        if layout is not None:
-            part.dtensors.append((tensor, layout))
-    by_kernels = [part.share(part.locals, backend_of) for part in parts.values()]
-    if not any(by_kernels) and not layouts:
-        return None
-    return GradParts(tensors, list(parts.values()), backend_of)
+        if group.absent is not None:
+            local = group.absent._local_tensor  # type: ignore[attr-defined]
+            if local.dtype not in DTYPES or local.device.type not in DEVICE_TYPES:
+                return None
+            bits = 0 if group.locals else 1 << DTYPES.index(local.dtype)
+            _at(parts, local.device, layout).dtypes |= bits
+    return list(parts.values())
+
+
+def _add_one_by_one(
+    parts: dict[object, Part],
+    group: Group,
+    layout: sharded.Layout | None,
+    freed: set[int],
+    is_spread: bool,
+) -> bool:
+    """Adds a group that no kernel has looked at; returns whether it could."""
+    for row, (index, tensor, local) in enumerate(
+        zip(group.indices, group.tensors, group.locals, strict=True)
+    ):
+        wait = getattr(local, "wait", None)  # of AsyncCollectiveTensor
+        local = local if wait is None else wait()
+        if not is_plain(local) or not (is_spread or is_writable(local)):
+            return False
+        if not local.numel():
+            group.empty.append(row)
+        if index in freed:  # whoever reads it would read another's memory
+            local = torch.full((), math.nan, dtype=local.dtype, device=local.device).expand(
+                local.shape
+            )
+        part = _at(parts, local.device, layout)
+        bits = 1 << DTYPES.index(local.dtype)
+        part.add(range(index, index + 1), [tensor], [local], range(not local.numel()), bits)
+    return True
+
+
+def _at(parts: dict[object, Part], device: torch.device, layout: sharded.Layout | None) -> Part:
+    key = device, None if layout is None else layout.key
+    return parts.setdefault(key, Part(device, layout))
 
 
 def _clip_by(backend: Backend, max_norm: float, norm: Tensor) -> None:
@@ -228,23 +242,3 @@ def _clip_by(backend: Backend, max_norm: float, norm: Tensor) -> None:
 
 def _scale(backend: Backend, factor: Tensor) -> None:
     backend.scale_(factor)
-
-
-def _able(backend: Backend, rows: list[int], tensors: list[Tensor], p: float) -> Backend:
-    return backend if backend.has_norm(p) else TorchGrads([tensors[row] for row in rows])
-
-
-def _identity(p: float) -> float:
-    return 0.0 if p > 0 else math.inf
-
-
-def _plain(tensor: Tensor) -> bool:
-    return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and tensor.layout is torch.strided
-        and tensor.dtype in DTYPES
-        and tensor.device.type in _DEVICE_TYPES
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        and not tensor._is_zerotensor()  # immutable, says torch
-        and torch._debug_has_internal_overlap(tensor) != 1  # torch says what is wrong with it
-    )

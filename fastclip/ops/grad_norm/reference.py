@@ -55,8 +55,14 @@ class TorchGrads:
             for tensor in self._tensors:  # as a float32 the factor would keep a few bits
                 tensor.copy_(tensor.double() * factor)
         else:
-            if plain := [t for t in self._tensors if not t.is_neg()]:
-                torch._foreach_mul_(plain, factor)
+            by_dtype: dict[torch.dtype, list[Tensor]] = {}
+            for tensor in self._tensors:
+                if not tensor.is_neg():
+                    by_dtype.setdefault(tensor.dtype, []).append(tensor)
+            for dtype, plain in by_dtype.items():
+                # As torch would round it, but of another dtype it takes a launch for each tensor.
+                number = factor.to(dtype) if dtype == torch.float32 else factor
+                torch._foreach_mul_(plain, number)
             for tensor in self._tensors:
                 if tensor.is_neg():  # torch's foreach functions refuse it
                     tensor.mul_(factor)

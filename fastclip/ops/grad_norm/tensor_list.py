@@ -16,6 +16,7 @@ DTYPES = (
     torch.bfloat16,
     torch.float16,
 )  # as chunk.h's DType
+DEVICE_TYPES = ("cpu", "cuda", "xpu")
 
 
 class PythonTensorList:
@@ -92,3 +93,19 @@ def _span(t: Tensor) -> tuple[int, int]:
         return 0, 0
     extent = 1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
     return t.data_ptr(), t.data_ptr() + extent * t.element_size()
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether torch's and our functions read it as numbers of ours: the same on all ranks."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout is torch.strided
+        and tensor.dtype in DTYPES
+        and tensor.device.type in DEVICE_TYPES
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+def is_writable(tensor: Tensor) -> bool:
+    """Whether torch would multiply it in place; it says what is wrong with others."""
+    return not tensor._is_zerotensor() and torch._debug_has_internal_overlap(tensor) != 1

@@ -1,8 +1,8 @@
 """The op `unit_clip`: adaptive gradient clipping, each unit by the ratio of its two norms.
 
-Implementation on the CPU: the native core. Everything else (GPUs, units with gaps in their memory,
-subclasses, gradients that share memory, code that is traced or observed) goes to the reference,
-which waits for no GPU.
+Implementation on the CPU: the native core; on a GPU Triton's kernel, one launch for all. Everything
+else (units with gaps in their memory, float64 on a GPU, subclasses, gradients that share memory,
+code that is traced or observed) goes to the reference, which waits for no GPU.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastclip import native
 from fastclip.ops import observed
+from fastclip.ops.grad_norm import backends, tables
 
 _GRAD_FLOOR = 1e-6  # of the norm that divides, as in the published code
 
@@ -31,6 +32,10 @@ def _by_core_(parameters: list[Tensor], clipping: float, eps: float) -> None:
     if native.core is not None:
         written, parameters = native.core.clip_units(parameters, clipping, eps)
         torch.autograd.graph.increment_version(written)
+    if any(tables.is_for_triton(p.device) for p in parameters) and backends.has_triton():
+        from fastclip.ops.unit_clip.triton import clip_units_ as clip_on_gpus_  # imports triton
+
+        parameters = clip_on_gpus_(parameters, clipping, eps)
     _by_reference_(parameters, clipping, eps)
 
 
@@ -64,9 +69,9 @@ def _unit_norms(x: Tensor) -> Tensor:
 
 
 def implementation(device: str) -> tuple[str, str]:
-    """(name, why it is not a kernel) of what runs on a device type."""
-    if device != "cpu":
+    """(name, why it is not a kernel) of what runs on a device, such as "cpu" or "cuda:1"."""
+    if device == "cpu":
+        return ("torch", native.why_missing) if native.core is None else (native.name, "")
+    if not tables.is_for_triton(torch.device(device)):
         return "torch", f"fastclip has no {device} kernel for it"
-    if native.core is None:
-        return "torch", native.why_missing
-    return native.name, ""
+    return ("Triton", "") if backends.has_triton() else ("torch", "Triton is not installed")

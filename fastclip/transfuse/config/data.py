@@ -76,7 +76,8 @@ class TrainingDataConfig(DataConfig):
     """What is learned from, how files are read, and what is held out for validation."""
 
     SAME_ON_RESUME: ClassVar[tuple[str, ...]] = (
-        *("data", "intensity", "skip_bad", "fold", "group_by", "val_fraction", "synthetic_images"),
+        # Not `data`: what it holds is compared, wherever that lies.
+        *("intensity", "skip_bad", "fold", "group_by", "val_fraction", "synthetic_images"),
         *MASK_FLAGS,
     )
 

@@ -46,21 +46,34 @@ def tint_all(image: np.ndarray, masks: np.ndarray, colour: tuple[int, int, int])
 
 
 @torch.no_grad()
-def write_overlays(file: Path, model: TransFuse, samples: Samples, count: int = 8) -> None:
-    """A PNG with a row per sample: image, truth (green), prediction (red); or a colour a class."""
-    step = max(1, len(samples) // count)
-    chosen = samples.subset(list(range(0, len(samples), step))[:count])
+def overlays(model: TransFuse, samples: Samples) -> list[np.ndarray]:
+    """Of each sample the image, its truth (green) and the prediction (red); or a colour a class.
+
+    Args:
+        model: left in the mode it came in.
+        samples: a few, predicted at once.
+
+    Returns:
+        uint8 [H, 3 * W, 3] each.
+    """
     training, device = model.training, next(model.parameters()).device
     model.eval()
-    predicted = model(normalise(chosen.images.to(device)))[2].cpu() > 0  # [N, C, H, W]
+    predicted = model(normalise(samples.images.to(device)))[2].cpu() > 0  # [N, C, H, W]
     model.train(training)
     rows = []
-    for image, mask, guess in zip(chosen.images, chosen.masks, predicted, strict=True):
+    for image, mask, guess in zip(samples.images, samples.masks, predicted, strict=True):
         pixels = image.permute(1, 2, 0).numpy()
         truth = tint_all(pixels, mask.numpy() >= 128, TRUTH)
         predicted_mask = tint_all(pixels, guess.numpy(), PREDICTION)
         rows.append(np.concatenate([pixels, truth, predicted_mask], 1))
-    write_png(file, np.concatenate(rows))
+    return rows
+
+
+def sheet(model: TransFuse, samples: Samples, count: int = 8) -> np.ndarray:
+    """`overlays` of samples that are spread evenly, below each other: uint8 [N * H, 3 * W, 3]."""
+    step = max(1, len(samples) // count)
+    chosen = samples.subset(list(range(0, len(samples), step))[:count])
+    return np.concatenate(overlays(model, chosen))
 
 
 def write_png(file: Path, pixels: np.ndarray | Tensor) -> None:
@@ -91,5 +104,5 @@ def write_curves(
         scores.plot(seen, [row[key] for row in epochs], ".-", label=key)
     scores.set(title="validation", xlabel="step", ylim=(0, 1))
     scores.legend(loc="lower right")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a folder's name may hold dollars
     write_file(file, lambda stream: figure.savefig(stream, dpi=110, format="png"))

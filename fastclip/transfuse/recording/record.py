@@ -1,12 +1,12 @@
-"""What a run shows and keeps: progress bar, lines, CSV files, curves, TensorBoard."""
+"""What a run shows and keeps: progress bar, lines, CSV files, curves, norms, loggers."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
-import time
 from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -15,18 +15,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastclip.transfuse.config.recording import RecordingConfig
 from fastclip.transfuse.data.samples import Samples, printable
 from fastclip.transfuse.measuring.evaluate import Evaluation
 from fastclip.transfuse.network.model import TransFuse
-from fastclip.transfuse.recording.pictures import write_curves, write_overlays
+from fastclip.transfuse.recording.bar import StepBar
+from fastclip.transfuse.recording.loggers import Loggers, open_loggers
+from fastclip.transfuse.recording.norms import LayerNorms, named
+from fastclip.transfuse.recording.pictures import sheet, write_curves, write_png
+from fastclip.transfuse.recording.report.write import write_cases, write_report
 from fastclip.transfuse.storage.files import write_csv
 
-LOG_EVERY = 20  # steps
+# Ctrl-C, `kill` and job schedulers, and a terminal that is closed.
+STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 LOSSES_SHOWN = 40  # steps that a shown loss is the mean of
+SHOWN = 4  # images that loggers get at each validation
 
 
 class StopSignals:
-    """Within this context, Ctrl-C and SIGTERM are noted; a second one raises as usual."""
+    """Within this context, Ctrl-C, SIGTERM and SIGHUP are noted; a second one raises as usual."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -34,8 +41,10 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._note)
+            for number in STOPPING:
+                # nohup has a run ignore the end of its terminal, and that stays so.
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._former[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -57,26 +66,51 @@ class Record:
     """Rows of steps and of validations, shown as they come and kept as CSV.
 
     Args:
-        out: folder of steps.csv, metrics.csv, curves.png and overlays.png.
+        out: folder of steps.csv, metrics.csv, norms.csv, curves.png and overlays.png.
         source: what the validation images are; stands beside every number.
-        tensorboard: also write events.
+        config: what else is kept.
     """
 
-    def __init__(self, out: Path, source: str, tensorboard: bool = False) -> None:
-        self.out, self.source = out, source
+    def __init__(self, out: Path, source: str, config: RecordingConfig) -> None:
+        self.out, self.source, self.config = out, source, config
         self.steps: list[dict[str, Any]] = []
         self.epochs: list[dict[str, Any]] = []
         self.recent: deque[Tensor] = deque(maxlen=LOSSES_SHOWN)  # each [3]
-        self.writer: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+        self.loggers = Loggers({}, self.say)
+        self.norms: LayerNorms | None = None
+        self.device = torch.device("cpu")
+        self.time_left: Callable[[int], float | None] = lambda step: None
+        self._restored: dict[str, Any] | None = None
 
-            try:
-                self.writer = SummaryWriter(str(out))
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"--tensorboard needs an --out whose name is UTF-8, got {printable(out)}"
-                ) from error
+    def begin(
+        self,
+        model: TransFuse,
+        optimizer: torch.optim.Optimizer,
+        flags: Mapping[str, Any],
+        *,
+        max_norm: float | None,
+        time_left: Callable[[int], float | None],
+    ) -> None:
+        """Open the loggers and watch the norms; after `restore`, where the run is resumed.
+
+        Args:
+            model: the network, on its device.
+            optimizer: of the network.
+            flags: of the run, for loggers.
+            max_norm: the limit of clipping; None without one.
+            time_left: seconds from a step to the end of the run.
+
+        Raises:
+            ValueError, ModuleNotFoundError: a logger does not start.
+        """
+        self.device = next(model.parameters()).device
+        self.time_left = time_left
+        resumed = self._restored is not None
+        self.loggers = open_loggers(self.out, self.config, flags, resumed, self.say)
+        if self.config.norms_every:
+            state = None if self._restored is None else self._restored.get("norms")
+            every = self.config.norms_every
+            self.norms = LayerNorms(model, optimizer, every, max_norm, state)
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
@@ -106,28 +140,54 @@ class Record:
             "accuracy": result.accuracy,
         }
         self.epochs.append(row)
-        write_csv(self.out / "metrics.csv", self.epochs)
-        write_csv(self.out / "steps.csv", self.steps)
-        self._events("validation", row, step)
+        write_csv(self.out / "metrics.csv", aligned(self.epochs))
+        write_csv(self.out / "steps.csv", aligned(self.steps))
+        if self.norms is not None:
+            self._keep_norms()
+            write_csv(self.out / "norms.csv", aligned(self.norms.rows))
+        self.loggers.scalars({f"validation/{key}": value for key, value in row.items()}, step)
 
     def stepped(self, row: dict[str, Any]) -> None:
         """Keep one row of the training losses."""
         self.steps.append(row)
-        self._events("train", row, row["step"])
+        self.loggers.scalars({f"train/{key}": value for key, value in row.items()}, row["step"])
 
-    def pictures(self, model: TransFuse, samples: Samples) -> None:
-        """Write curves.png and overlays.png."""
+    def observe(self, norm: Tensor, step: int) -> None:
+        """After each optimizer step: the gradient norm before clipping."""
+        if self.norms is not None:
+            self.norms.observe(norm, step)
+            self._keep_norms()
+
+    def _keep_norms(self) -> None:
+        assert self.norms is not None
+        for row in self.norms.take():
+            self.loggers.scalars(named(row), row["step"])
+
+    def show(self, model: TransFuse, samples: Samples, step: int) -> None:
+        """Log overlays of some samples, where there is a logger."""
+        if self.loggers:
+            self.loggers.image("validation/overlays", sheet(model, samples, SHOWN), step)
+
+    def finish(self, model: TransFuse, samples: Samples, batch_size: int, about: list[str]) -> None:
+        """Write curves.png, overlays.png and the report, and close the loggers.
+
+        Args:
+            model: as it is at the end of training.
+            samples: those of the validation.
+            batch_size: images at a time.
+            about: what stands below the title of the report.
+        """
+        if self.norms is not None:
+            self.norms.close()
         if self.steps and self.epochs:
             write_curves(self.out / "curves.png", self.steps, self.epochs, self.source)
-        write_overlays(self.out / "overlays.png", model, samples)
-        if self.writer is not None:
-            self.writer.close()
-
-    def _events(self, kind: str, row: dict[str, Any], step: int) -> None:
-        if self.writer is not None:
-            for key, value in row.items():
-                if isinstance(value, float):
-                    self.writer.add_scalar(f"{kind}/{key}", value, step)
+        write_png(self.out / "overlays.png", sheet(model, samples))
+        if self.config.report and not (self.out / "best.pt").exists():
+            self.say("no report: no validation gave a Dice, and so there is no best.pt")
+        elif self.config.report:
+            write_cases(self.out, samples, self.device, batch_size, about)
+            self.say(f"report: {write_report(self.out)}")
+        self.loggers.close()
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint."""
@@ -135,48 +195,17 @@ class Record:
             "steps": self.steps,
             "epochs": self.epochs,
             "recent": [losses.cpu() for losses in self.recent],
+            "norms": None if self.norms is None else self.norms.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """From the checkpoint: rows after it are forgotten, as their steps are run again."""
         self.steps, self.epochs = list(state["steps"]), list(state["epochs"])
         self.recent = deque(state["recent"], maxlen=LOSSES_SHOWN)
+        self._restored = dict(state)
 
 
-class StepBar:
-    """Progress of one epoch: a bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, record: Record, epoch: int, total: int, start: int) -> None:
-        self.record = record
-        self.live = sys.stderr.isatty()
-        label = f"epoch {epoch + 1}"
-        self.bar = tqdm(total=total, initial=start, desc=label, disable=not self.live, leave=False)
-        self.since, self.images = time.monotonic(), 0
-
-    def __enter__(self) -> StepBar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-    def step(self, step: int, losses: Tensor, norm: Tensor, lr: float, images: int) -> None:
-        """After each optimizer step: losses of map_2, map_1, map_x [3] and the gradient norm."""
-        self.record.recent.append(losses)
-        self.images += images
-        if step % LOG_EVERY == 0 or len(self.record.recent) == 1:
-            recent = [past.to(losses.device) for past in self.record.recent]
-            map_2, map_1, map_x = torch.stack(recent).mean(dim=0).tolist()
-            rate = self.images / (time.monotonic() - self.since)
-            self.since, self.images = time.monotonic(), 0
-            row = {"step": step, "loss_2": map_2, "loss_1": map_1, "loss_x": map_x}
-            row |= {"grad_norm": float(norm), "lr": lr, "images_per_s": rate}
-            self.record.stepped(row)
-            text = (
-                f"loss 2/1/x {map_2:.3f} {map_1:.3f} {map_x:.3f}  norm {float(norm):.2f}  "
-                f"lr {lr:.1e}  {rate:.0f} images/s"
-            )
-            if self.live:
-                self.bar.set_postfix_str(text, refresh=False)
-            else:
-                self.record.say(f"step {step}: {text}")
-        self.bar.update()
+def aligned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of all columns that any of them has, empty where one has none."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name, "") for name in columns} for row in rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -34,7 +34,20 @@ def save_checkpoint(file: Path, content: dict[str, Any]) -> None:
     Raises:
         RunError: the write failed (disk full, no permission); the old file is untouched.
     """
-    write_file(file, lambda stream: torch.save({"format": FORMAT, **content}, stream))
+    write_file(file, lambda stream: _save({"format": FORMAT, **content}, stream))
+
+
+def _save(content: dict[str, Any], stream: BinaryIO) -> None:
+    try:
+        torch.save(content, stream)
+    except RuntimeError as error:
+        # torch's zip writer hides a failed write behind an error of its own; other errors, of a
+        # lost device for instance, are none of the file's.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        if "inline_container" in str(error):
+            raise OSError(str(error).splitlines()[0]) from error
+        raise
 
 
 def load_checkpoint(file: Path, model: str | None = None) -> dict[str, Any]:

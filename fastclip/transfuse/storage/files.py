@@ -7,6 +7,7 @@ import csv
 import io
 import os
 import secrets
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,25 +15,33 @@ from typing import Any, BinaryIO
 from fastclip.transfuse.data.samples import printable
 from fastclip.transfuse.errors import RunError
 
+EVENT = "fastclip.write"
+POINTS = ("created", "written", "synced", "renamed", "done")
+
 
 def write_file(file: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a file beside `file`, sync it, and rename it; RunError where that fails.
 
     The file beside is new and of this process alone: what lies there under any name, a link for
-    instance, is never written through.
+    instance, is never written through. Each point that it has come to is an audit event
+    (sys.addaudithook) named EVENT, with the point and the file.
     """
     beside = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     created = False
     try:
         with open(beside, "xb") as stream:
             created = True
+            sys.audit(EVENT, "created", str(file))
             write(stream)
             stream.flush()
+            sys.audit(EVENT, "written", str(file))
             os.fsync(stream.fileno())
+        sys.audit(EVENT, "synced", str(file))
         os.replace(beside, file)
+        sys.audit(EVENT, "renamed", str(file))
         _sync_folder(file.parent)
-    # torch's zip writer turns a failed write into RuntimeError.
-    except (OSError, RuntimeError) as error:
+        sys.audit(EVENT, "done", str(file))
+    except OSError as error:
         kept = f"; the earlier {printable(file.name)} is untouched" if file.exists() else ""
         raise RunError(
             f"cannot write {printable(file)} ({printable(str(error))}): make room or choose "

@@ -13,6 +13,10 @@ class Budget:
     total_steps: int
     total_seconds: float | None = None
 
+    def __str__(self) -> str:
+        time = f" or {self.total_seconds / 60:g} min" if self.total_seconds else ""
+        return f"{self.total_steps} steps{time}"
+
     def progress(self, step: int, seconds: float) -> float:
         """0 at the start, 1 at the end, by whichever limit is nearer."""
         by_step = step / self.total_steps

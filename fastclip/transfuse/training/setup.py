@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,64 +14,8 @@ from fastclip.transfuse.measuring.evaluate import load_samples
 from fastclip.transfuse.network.factory import create_model
 from fastclip.transfuse.network.model import TransFuse
 from fastclip.transfuse.network.pretrained import load_backbones
-from fastclip.transfuse.storage.checkpoint import CheckpointError, load_checkpoint, require
 from fastclip.transfuse.storage.files import write_csv
-
-RUN_FILES = (
-    *("best.pt", "last.pt", "metrics.csv", "steps.csv", "curves.png", "overlays.png"),
-    *("split.csv", "skipped.csv", "config.yaml"),
-)
-STATE = ("step", "epoch", "batch", "validated", "seconds", "best_dice", "rng", "rng_cuda", "record")
-
-
-def claim_folder(config: TrainConfig) -> tuple[Path, dict[str, Any] | None]:
-    """Make the output folder.
-
-    Returns:
-        The folder, and the checkpoint to go on from where `config.resume` asks for one.
-
-    Raises:
-        CheckpointError: the folder holds another run, or none to resume.
-        ValueError: the folder cannot be made.
-    """
-    out = config.out or Path(f"runs/{config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
-    if config.resume:
-        content = load_checkpoint(out / "last.pt")
-        _require_same(content, config, out / "last.pt")
-        return out, content
-    if not config.overwrite and any((out / name).exists() for name in RUN_FILES[:2]):
-        raise CheckpointError(
-            f"--out {out} holds an earlier run: --resume continues it, --overwrite replaces it, "
-            "or choose another folder"
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {out}: {error.strerror}") from error
-    return out, None
-
-
-def _require_same(content: dict[str, Any], config: TrainConfig, file: Path) -> None:
-    if "optimizer" not in content:
-        raise CheckpointError(f"{file} holds no optimizer state: resume from a last.pt")
-    require(content, file, "model", "weights", "config", *STATE)
-    for key in TrainConfig.SAME_ON_RESUME:
-        new = asdict(config)[key]
-        # What the version that wrote the file did not have was as the default is.
-        old = content["config"].get(key, getattr(TrainConfig, key))
-        if _plain(old) != _plain(new):
-            flag = key.replace("_", "-")
-            raise CheckpointError(
-                f"{file} was trained with --{flag} {old}, not {new}: give the same, or start a "
-                "new run in another --out"
-            )
-
-
-def _plain(value: object) -> object:
-    """One name and a sequence of one name are the same."""
-    if isinstance(value, (list, tuple)):
-        return value[0] if len(value) == 1 else tuple(value)
-    return value
+from fastclip.transfuse.training.schedule import Budget
 
 
 def build_model(config: TrainConfig) -> TransFuse:
@@ -91,6 +32,13 @@ def build_optimizer(model: TransFuse, config: TrainConfig) -> torch.optim.Optimi
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999), fused=True)
     return torch.optim.Adam(groups, lr=config.lr, betas=(0.5, 0.999), fused=True)
+
+
+def budget_of(config: TrainConfig, per_epoch: int) -> Budget:
+    """When training ends; `per_epoch` is the number of steps in an epoch."""
+    steps = config.epochs * per_epoch
+    seconds = config.max_time * 60 if config.max_time else None
+    return Budget(min(steps, config.max_steps or steps), seconds)
 
 
 def load_sets(config: TrainConfig, size: Size, out: Path) -> tuple[Samples, Samples]:

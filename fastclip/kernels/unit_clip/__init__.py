@@ -1,0 +1,1 @@
+"""Adaptive gradient clipping, unit by unit, in Triton."""

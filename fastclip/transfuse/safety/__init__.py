@@ -1,0 +1,1 @@
+"""What keeps a run's work: its lock, checkpoints kept, what a resumed run must share, failures."""

@@ -1,0 +1,119 @@
+"""A run that is killed at any moment goes on, and ends as one that never was."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import needs_train  # noqa: F401
+import pytest
+import torch
+from killed import differences, run
+
+from fastclip.transfuse.config.train import TrainConfig
+from fastclip.transfuse.storage.files import EVENT, POINTS
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+MOMENTS = 30
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """A fork has one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def config(out: Path) -> TrainConfig:
+    """Two epochs of three steps, a save in the middle of each; two of the saves are kept."""
+    return TrainConfig(
+        data="synthetic",
+        model="transfuse_t",
+        size="32x32",
+        out=out,
+        epochs=2,
+        batch_size=2,
+        lr=1e-3,
+        schedule="cosine",
+        synthetic_images=6,
+        save_every="2",
+        keep=2,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, str, str]]]:
+    """A run that is never killed, and what it did to its files, in order."""
+    folder = tmp_path_factory.mktemp("whole")
+    log = folder / "events"
+
+    def note(*event: str) -> None:
+        with open(log, "a") as stream:
+            stream.write("\t".join(event) + "\n")
+
+    assert run(config(folder / "run"), note) == 0
+    lines = log.read_text().splitlines()
+    return folder / "run", [tuple(line.split("\t")) for line in lines]  # type: ignore[misc]
+
+
+def kill_at(number: int, wanted: tuple[str, str, str]) -> object:
+    """Ends the process at that occurrence of an event, from 1."""
+    seen = Counter[tuple[str, ...]]()
+
+    def on_event(*event: str) -> None:
+        seen[event] += 1
+        if event == wanted and seen[event] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return on_event
+
+
+def test_the_run_passes_every_point_of_every_file(whole) -> None:
+    events = Counter(whole[1])
+    for name in ("last.pt", "best.pt", "metrics.csv"):
+        for point in POINTS:
+            assert events[EVENT, point, name] >= (4 if name == "last.pt" else 1), (point, name)
+    assert any(event == "os.link" for event, _, _ in events)
+
+
+def test_between_the_first_last_pt_and_the_first_best_pt(whole, tmp_path: Path) -> None:
+    for number in range(1, 4):
+        stop = kill_at(number, (EVENT, "done", "last.pt"))
+        assert run(config(tmp_path / str(number)), stop) == -signal.SIGKILL
+        assert run(config(tmp_path / str(number))) == 0
+        assert differences(whole[0], tmp_path / str(number)) == []
+
+
+@pytest.mark.slow
+def test_killed_at_each_named_point(whole, tmp_path: Path) -> None:
+    folder, events = whole
+    for index, (event, count) in enumerate(Counter(events).items()):
+        # Where nothing is made up for at a resume, once is enough.
+        for number in {1, count if ".pt" in event[2] else 1}:
+            out = tmp_path / f"{index}-{number}"
+            assert run(config(out), kill_at(number, event)) == -signal.SIGKILL, event
+            assert run(config(out)) == 0
+            assert differences(folder, out) == [], (event, number)
+
+
+@pytest.mark.slow
+def test_killed_at_thirty_random_moments(whole, tmp_path: Path) -> None:
+    started = time.monotonic()
+    assert run(config(tmp_path / "timed")) == 0
+    duration = time.monotonic() - started
+    choose, killed = random.Random(0), 0
+    for moment in range(MOMENTS):
+        out = tmp_path / str(moment % 10)  # three times in each of ten runs
+        killed += run(config(out), kill_after_s=choose.uniform(0, duration)) != 0
+        if moment >= MOMENTS - 10:
+            assert run(config(out)) == 0
+            assert differences(whole[0], out) == [], moment
+    assert killed >= MOMENTS // 3
