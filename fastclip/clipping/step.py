@@ -32,7 +32,9 @@ def clip_grads_in_step_(
     returned) is not finite is skipped, on the device: it changes no parameter and no state, the
     first one's included. A ``grad_scale`` that the optimizer has already, set by GradScaler or the
     user, is divided out of the norm and multiplied into the factor. The factor is float32: float64
-    gradients, and those whose ratio of norm to limit leaves its range, are clipped first.
+    gradients, and those whose ratio of norm to limit leaves its range, are clipped first. So are
+    all on a GPU without a ``grad_scale``, by a launch that reads none where the factor is 1: given
+    a factor, a fused step writes the gradients whatever it is.
 
     Args:
         optimizer: AdamW, Adam or SGD with ``fused=True``, and Adagrad (not torch 2.11's); or a

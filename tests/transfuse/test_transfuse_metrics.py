@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastclip.transfuse.measuring.metrics import binary_scores
-from fastclip.transfuse.training.schedule import Budget, lr_factor
+from fastclip.transfuse.training.schedule import Budget
 
 
 def test_scores_by_hand() -> None:
@@ -69,14 +69,6 @@ def test_scores_refuse_other_masks() -> None:
         binary_scores(mask, mask[:, :3])
     with pytest.raises(ValueError, match=r"must be bool, got torch.float32"):
         binary_scores(mask.float(), mask)
-
-
-def test_schedule() -> None:
-    assert [lr_factor("constant", step, 4, 0.0) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
-    assert lr_factor("linear", 9, 0, 0.25) == 0.75
-    assert lr_factor("cosine", 9, 0, 0.5) == pytest.approx(0.5)
-    assert lr_factor("cosine", 9, 0, 1.0) == pytest.approx(0.0)
-    assert lr_factor("linear", 0, 4, 0.5) == 0.125
 
 
 def test_budget_ends_by_step_or_by_time() -> None:

@@ -34,7 +34,7 @@ def clip_values_(parameters: Sequence[Tensor], limit: float, foreach: bool | Non
         else:
             torch.autograd.graph.increment_version(written)
             return None
-    grads = backends.collect_in_op(parameters, take_grads=True)
+    grads = backends.collect_whole(parameters, take_grads=True)
     if isinstance(grads, GpuGrads) and _fits(limit, grads.dtypes):
         return grads.clamp_(limit)
     return clip_values_ref_(parameters, limit, foreach)

@@ -48,6 +48,14 @@ def collect_in_op(tensors: Iterable[Tensor], *, take_grads: bool) -> Grads | Non
         return collect_parts(tensors, take_grads)
 
 
+def collect_whole(tensors: Iterable[Tensor], *, take_grads: bool) -> CpuGrads | GpuGrads | None:
+    """As `collect_in_op`, where one backend takes all of them; else None."""
+    try:
+        return _of_one_backend(tensors, take_grads)
+    except NotImplementedError:
+        return None
+
+
 def collect_parts(tensors: Iterable[Tensor], take_grads: bool) -> parts.GradParts | None:
     """As `collect`, for a list that no backend takes whole."""
     return parts.collect(list(tensors), take_grads, _backend_of)
@@ -102,10 +110,7 @@ def _of_one_backend(tensors: Iterable[Tensor], take_grads: bool) -> CpuGrads | G
 
 
 def _backend_of(tensors: list[Tensor]) -> CpuGrads | GpuGrads | None:
-    try:
-        return _of_one_backend(tensors, take_grads=False)
-    except NotImplementedError:
-        return None
+    return collect_whole(tensors, take_grads=False)
 
 
 @functools.cache
