@@ -113,9 +113,8 @@ def busy_sentence() -> str:
             found.setdefault(r["case"], {})[r["variant"]] = ms(r)
     alone = max(v["fastclip"] / v["fastclip, 1 thread"] for v in found.values())
     return (
-        "Beside one to four busy processes on its two cores, two threads take at most "
-        f"{alone:.1f}x the time\nof one ([rows](bench/results/busy_cpu.csv)): a late thread is not "
-        "waited for.\n"
+        f"Beside busy processes, two threads take at most {alone:.1f}x the time of one "
+        "([rows](bench/results/busy_cpu.csv)).\n"
     )
 
 

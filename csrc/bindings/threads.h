@@ -1,7 +1,9 @@
 // How many threads the loops may run on, which torch says, and who else may run meanwhile.
 #pragma once
 
+#include <cxxabi.h>
 #include <pybind11/pybind11.h>
+#include <unistd.h>
 
 #include <string>
 
@@ -18,8 +20,9 @@ void bind_threads(py::object get_num_threads);
 void ask_torch_threads();
 
 // Releases the GIL for the length of a block, or from release() to its end. At the end of the
-// process Python ends a thread that takes the GIL back, by unwinding it (until 3.14), and a
-// destructor that may not throw, as pybind11's, would abort the process.
+// process Python ends a thread that takes the GIL back, by unwinding it (until 3.14): that would
+// abort the process in a destructor, and release objects without the GIL further up. So the thread
+// waits here for the end, as it does from 3.14 on.
 class Unlocked {
  public:
   struct Later {};
@@ -31,8 +34,17 @@ class Unlocked {
   explicit Unlocked(Later) {}
   Unlocked(const Unlocked&) = delete;
   Unlocked& operator=(const Unlocked&) = delete;
-  ~Unlocked() noexcept(false) {
-    if (state_ != nullptr) PyEval_RestoreThread(state_);
+  ~Unlocked() {
+    if (state_ == nullptr) return;
+#if defined(__GLIBCXX__)
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (abi::__forced_unwind&) {
+      for (;;) pause();
+    }
+#else
+    PyEval_RestoreThread(state_);
+#endif
   }
 
   void release() { state_ = PyEval_SaveThread(); }
