@@ -216,8 +216,9 @@ __device__ void write_total(const NormLaunch& launch, double sum) {
 // Partials: one a block, or where each tensor's norm is asked one for every tensor that a block has
 // a part of. Those of tensor t and block b lie at t + b: from one to the next of them, in the order
 // of chunks, at least one of the two is larger.
+// A power needs more registers than kResident blocks leave a thread.
 template <NormKind kind, class Page>
-__global__ void __launch_bounds__(kThreads, kResident)
+__global__ void __launch_bounds__(kThreads, kind == NormKind::kPower ? kResident - 1 : kResident)
     norm_kernel(const __grid_constant__ Page page, const __grid_constant__ NormLaunch launch) {
   double* partial = launch.result.work + kWorkHeader;
   const bool per_tensor = kind == NormKind::kPower || launch.result.per_tensor != nullptr;

@@ -35,7 +35,7 @@ class Shape(NamedTuple):
 
 LONG, SHORT = Shape(8192, 8, 4), Shape(1024, 1, 32)
 # Elements of a thread's tile: with more the float64 versions take the registers of two programs.
-NORM_ITEMS, POWER_ITEMS, CHANGE_ITEMS = 16, 8, 8
+NORM_ITEMS, POWER_ITEMS, CHANGE_ITEMS = 16, 4, 8
 
 
 class Table(NamedTuple):
