@@ -54,7 +54,7 @@ check: lint
 	$(VENV)/bin/python -m pytest -q -m 'not slow' -n 2 --dist loadfile
 
 test: lint test-wheel
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
@@ -88,13 +88,13 @@ test-arm: $(VENV)/.ready
 # One binary, several torch versions: the wheel runs unchanged in a second environment.
 test-wheel: wheel $(OTHER_VENV)/.ready
 	$(OTHER_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
-	cd build && ../$(OTHER_VENV)/bin/python -m pytest ../tests --rootdir ../tests -m core
+	cd build && ../$(OTHER_VENV)/bin/python -m pytest ../tests --rootdir ../tests -m core -n 2 --dist loadfile
 
 $(OTHER_VENV)/.ready:
 	tools/make_venv '$(PYTHON)' '$(OTHER_VENV)'
 	@echo 'make: $(OTHER_VENV) is for a second torch, as large again without TORCH_INDEX'
 	$(OTHER_VENV)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') torch==$(OTHER_TORCH)
-	$(OTHER_VENV)/bin/python -m pip install --quiet numpy pytest pytest-benchmark hypothesis expecttest
+	$(OTHER_VENV)/bin/python -m pip install --quiet numpy pytest pytest-benchmark pytest-xdist hypothesis expecttest
 	touch $@
 
 # Every committed row and picture of the CPU, and with them the tables of README.md and docs/.
