@@ -14,6 +14,8 @@ import torch
 from fastclip import cli
 from fastclip.benchmark import builtin, libraries, machine, operations, run, step, workload
 
+pytestmark = pytest.mark.slow  # it measures
+
 BUILDS = """
 import torch
 from torch import nn

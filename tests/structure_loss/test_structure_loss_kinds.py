@@ -115,6 +115,7 @@ def test_kinds_at_extreme_logits(logits):
             check([x * 0 + value * torch.sign(x) for x in xs], m, None, (31, 5.0, 1.0, *kind))
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize("shape", [(2, 1, 560, 560), (3, 1, 563, 555)])
 def test_kinds_of_maps_beyond_the_caches(shape):

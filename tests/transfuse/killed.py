@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.storage.checkpoint import CheckpointError, load_checkpoint
 from fastclip.transfuse.training.trainer import Trainer
 
+FAULT = 70  # the exit code of a fork that raises
 CLOCKED = ("seconds", "images_per_s", "memory_mib")  # columns that no two runs share
 NOT_SHARED = (*CLOCKED, "record", "out", "resume")
 
@@ -45,18 +47,24 @@ def run(
     """
     pid = os.fork()
     if pid == 0:
-        code = 70
+        code = FAULT
         try:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
             if on_event is not None:
                 sys.addaudithook(_hook(on_event))
             code = train(config)
+        except BaseException:
+            Path(f"{config.out}.error").write_text(traceback.format_exc())
+            raise
         finally:
             os._exit(code)
     if kill_after_s is not None:
         time.sleep(kill_after_s)
         os.kill(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code == FAULT:
+        raise AssertionError(Path(f"{config.out}.error").read_text())
+    return code
 
 
 def _hook(on_event: Callable[[str, str, str], object]) -> Callable[[str, tuple[Any, ...]], None]:

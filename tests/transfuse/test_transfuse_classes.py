@@ -24,6 +24,8 @@ from fastclip.transfuse.storage.checkpoint import CheckpointError
 from fastclip.transfuse.training.objective import head_losses
 from fastclip.transfuse.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow  # it trains
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:

@@ -15,6 +15,8 @@ import fastclip
 from fastclip.transfuse.errors import RunError
 from fastclip.transfuse.training.step import Learner
 
+pytestmark = pytest.mark.slow  # it trains
+
 SGD = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "lr": 1.0}
 
 

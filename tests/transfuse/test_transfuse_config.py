@@ -18,6 +18,8 @@ from fastclip.transfuse.config.train import SUBJECTS, TrainConfig
 from fastclip.transfuse.storage.checkpoint import load_checkpoint
 from fastclip.transfuse.storage.provenance import NOT_KEPT, commit, write_config
 
+pytestmark = pytest.mark.slow  # it trains
+
 TINY = [
     *("train", "--model", "transfuse_t", "--size", "32x32", "--batch-size", "4"),
     *("--synthetic-images", "8", "--max-steps", "2", "--device", "cpu"),

@@ -27,6 +27,8 @@ from fastclip.transfuse.measuring.evaluate import evaluate
 from fastclip.transfuse.measuring.metrics import METRICS
 from fastclip.transfuse.storage.checkpoint import FORMAT, load_checkpoint
 
+pytestmark = pytest.mark.slow  # it trains
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:

@@ -18,7 +18,7 @@ from killed import differences, run
 from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.storage.files import EVENT, POINTS
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 KILL_S = float(os.environ.get("FASTCLIP_KILL_S", "90"))
 MOMENTS = 30
 

@@ -22,6 +22,8 @@ from fastclip.transfuse.storage.checkpoint import CheckpointError, load_checkpoi
 from fastclip.transfuse.training.batches import TrainingBatches
 from fastclip.transfuse.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow  # it trains
+
 EXACT = [
     {"ema": 0.9, "accumulate": 2, "batch_size": 2, "clip": "zclip", "freeze": ("resnet.*",)}
     | {"freeze_epochs": 1, "multi_scale": (0.75, 1.0, 1.5), "schedule": "poly"},

@@ -22,6 +22,8 @@ from fastclip.transfuse.prediction.predict import predict_probabilities
 from fastclip.transfuse.storage.checkpoint import FORMAT, CheckpointError, load_model
 from fastclip.transfuse.storage.files import write_file
 
+pytestmark = pytest.mark.slow  # it trains first
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:

@@ -29,6 +29,8 @@ from fastclip.transfuse.recording.report.write import run_report
 from fastclip.transfuse.storage.checkpoint import load_checkpoint
 from fastclip.transfuse.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow  # it trains
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:

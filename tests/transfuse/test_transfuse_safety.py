@@ -28,6 +28,8 @@ from fastclip.transfuse.safety.failures import explained
 from fastclip.transfuse.storage.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from fastclip.transfuse.training.trainer import Trainer, run_train
 
+pytestmark = pytest.mark.slow  # it trains
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
