@@ -43,7 +43,7 @@ $(VENV)/.ready: $(SOURCES) | $(VENV)/bin/pip
 	@test -e $@ || echo 'make: $(VENV) downloads about 3 GB once (6 GB on disk), nearly all of it torch with' \
 	'CUDA: 5 to 20 minutes. With TORCH_INDEX=(the CPU index of pytorch.org) it is under 1 GB.'
 	$(if $(TORCH_INDEX),$(VENV)/bin/python -m pip install --quiet --index-url '$(TORCH_INDEX)' torch torchvision)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[train,medical,dev]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[train,medical,polyp,export,dev]'
 	touch $@
 
 # The recipe bounds itself by the clock; this is its quick form.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,12 @@ from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.storage.checkpoint import CheckpointError, load_checkpoint
 from fastclip.transfuse.training.trainer import Trainer
 
-FAULT = 70  # the exit code of a fork that raises
+OnEvent = Callable[[str, str, str], object]
+FAULT = 70  # the exit code of a process that raises
+# Each process is forked from one that has imported all and done nothing: a fork of the tests' own
+# process, whose autograd may have threads, cannot go backward.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["fastclip.transfuse.training.trainer"])
 CLOCKED = ("seconds", "images_per_s", "memory_mib")  # columns that no two runs share
 NOT_SHARED = (*CLOCKED, "record", "out", "resume")
 
@@ -32,42 +37,70 @@ def train(config: TrainConfig) -> int:
         return Trainer(config).fit()
 
 
+@dataclass(frozen=True)
+class Note:
+    """Writes each event into a file, in order."""
+
+    log: Path
+
+    def __call__(self, *event: str) -> None:
+        with open(self.log, "a") as stream:
+            stream.write("\t".join(event) + "\n")
+
+
+@dataclass
+class KillAt:
+    """Ends the process at that occurrence of an event, from 1."""
+
+    number: int
+    event: tuple[str, str, str]
+    seen: int = 0
+
+    def __call__(self, *event: str) -> None:
+        self.seen += event == self.event
+        if event == self.event and self.seen == self.number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def run(
-    config: TrainConfig,
-    on_event: Callable[[str, str, str], object] | None = None,
-    kill_after_s: float | None = None,
+    config: TrainConfig, on_event: OnEvent | None = None, kill_after_s: float | None = None
 ) -> int:
-    """Train in a fork of this process: its exit code, or -9 where it was killed.
+    """Train in a process of its own: its exit code, or -9 where it was killed.
 
     Args:
         config: with --out.
-        on_event: called in the fork with the name, the point and the file's name of each event in
-            which files are changed.
+        on_event: called there with the name, the point and the file's name of each event in which
+            files are changed; it travels there by pickle.
         kill_after_s: seconds until SIGKILL.
     """
-    pid = os.fork()
-    if pid == 0:
-        code = FAULT
-        try:
-            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-            if on_event is not None:
-                sys.addaudithook(_hook(on_event))
-            code = train(config)
-        except BaseException:
-            Path(f"{config.out}.error").write_text(traceback.format_exc())
-            raise
-        finally:
-            os._exit(code)
+    process = FORKS.Process(target=_run, args=(config, on_event))
+    process.start()
+    process.join(kill_after_s)
     if kill_after_s is not None:
-        time.sleep(kill_after_s)
-        os.kill(pid, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        process.kill()
+        process.join()
+    code = process.exitcode
+    assert code is not None
     if code == FAULT:
         raise AssertionError(Path(f"{config.out}.error").read_text())
     return code
 
 
-def _hook(on_event: Callable[[str, str, str], object]) -> Callable[[str, tuple[Any, ...]], None]:
+def _run(config: TrainConfig, on_event: OnEvent | None) -> None:
+    code = FAULT
+    try:
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        torch.set_num_threads(1)  # the networks are tiny
+        if on_event is not None:
+            sys.addaudithook(_hook(on_event))
+        code = train(config)
+    except BaseException:
+        Path(f"{config.out}.error").write_text(traceback.format_exc())
+    finally:
+        os._exit(code)
+
+
+def _hook(on_event: OnEvent) -> Callable[[str, tuple[Any, ...]], None]:
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event == "fastclip.write":
             on_event(event, args[0], Path(args[1]).name)

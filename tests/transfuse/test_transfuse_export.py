@@ -163,7 +163,7 @@ def test_wrong_arguments(tmp_path: Path, weights: Path, capsys: pytest.CaptureFi
     ):
         assert main(["export", str(weights), "--format", "torch", *flags]) == 2
         assert message in capsys.readouterr().err
-    assert main(["export", str(tmp_path / "absent.pt")]) == 2
+    assert main(["export", str(tmp_path / "absent.pt"), "--format", "torch"]) == 2
 
 
 def test_without_onnx_one_sentence_says_what_to_install(

@@ -7,13 +7,11 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import needs_train  # noqa: F401
 import pytest
-import torch
-from killed import differences, run
+from killed import KillAt, Note, differences, run
 
 from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.storage.files import EVENT, POINTS
@@ -21,15 +19,6 @@ from fastclip.transfuse.storage.files import EVENT, POINTS
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 KILL_S = float(os.environ.get("FASTCLIP_KILL_S", "90"))
 MOMENTS = 30
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """A fork has one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def config(out: Path) -> TrainConfig:
@@ -56,25 +45,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[st
     folder = tmp_path_factory.mktemp("whole")
     log = folder / "events"
 
-    def note(*event: str) -> None:
-        with open(log, "a") as stream:
-            stream.write("\t".join(event) + "\n")
-
-    assert run(config(folder / "run"), note) == 0
+    assert run(config(folder / "run"), Note(log)) == 0
     lines = log.read_text().splitlines()
     return folder / "run", [tuple(line.split("\t")) for line in lines]  # type: ignore[misc]
-
-
-def kill_at(number: int, wanted: tuple[str, str, str]) -> object:
-    """Ends the process at that occurrence of an event, from 1."""
-    seen = Counter[tuple[str, ...]]()
-
-    def on_event(*event: str) -> None:
-        seen[event] += 1
-        if event == wanted and seen[event] == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return on_event
 
 
 def test_the_run_passes_every_point_of_every_file(whole) -> None:
@@ -87,7 +60,7 @@ def test_the_run_passes_every_point_of_every_file(whole) -> None:
 
 def test_between_the_first_last_pt_and_the_first_best_pt(whole, tmp_path: Path) -> None:
     for number in range(1, 4):
-        stop = kill_at(number, (EVENT, "done", "last.pt"))
+        stop = KillAt(number, (EVENT, "done", "last.pt"))
         assert run(config(tmp_path / str(number)), stop) == -signal.SIGKILL
         assert run(config(tmp_path / str(number))) == 0
         assert differences(whole[0], tmp_path / str(number)) == []
@@ -108,7 +81,7 @@ def test_killed_at_each_named_point(whole, tmp_path: Path) -> None:
         # Where nothing is made up for at a resume, once is enough.
         for number in {1, count if ".pt" in event[2] else 1}:
             out = tmp_path / f"{index}-{number}"
-            assert run(config(out), kill_at(number, event)) == -signal.SIGKILL, event
+            assert run(config(out), KillAt(number, event)) == -signal.SIGKILL, event
             assert run(config(out)) == 0
             assert differences(folder, out) == [], (event, number)
 
