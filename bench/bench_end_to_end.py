@@ -26,7 +26,7 @@ from bench_structure_loss import eager
 from torch import Tensor, nn
 
 import fastclip
-from fastclip.benchmark.builtin import SmallGPT
+from fastclip.benchmark.models.builtin import SmallGPT
 from fastclip.benchmark.timing import clock_ms, keep_freed_memory
 
 STEPS, ROUNDS, WARMUP = 50, 9, 2

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import fastclip
 from fastclip.ops.grad_norm import backends
-from fastclip.ops.grad_norm.gpu import GpuGrads
+from fastclip.ops.grad_norm.gpu.backend import GpuGrads
 from fastclip.ops.structure_loss.dispatch import structure_loss_ref
 from fastclip.ops.unit_clip.dispatch import clip_units_, clip_units_ref_
 from gpu import cases, device, rehearsal, supervise

@@ -3,9 +3,9 @@
 
 #include "bindings/arguments.h"
 #include "bindings/clip_value.h"
-#include "bindings/cuda.h"
-#include "bindings/grad_norm.h"
-#include "bindings/sorting.h"
+#include "bindings/grad_norm/cuda.h"
+#include "bindings/grad_norm/grad_norm.h"
+#include "bindings/grad_norm/sorting.h"
 #include "bindings/threads.h"
 #include "bindings/unit_clip.h"
 #include "tensors/python_error.h"

@@ -38,7 +38,7 @@ DType dtype_of(dlpack::DataType dtype) {
 }
 
 // An address under this comes of a null pointer and an offset, not of an allocator. Where a process
-// that lies at fixed addresses has its heap far down, less is told apart.
+// that lies at fixed addresses has its heap far down, fewer such pointers are recognised.
 uintptr_t lowest_address(dlpack::DeviceType device) {
 #if defined(__linux__)
   static const bool low_heap = reinterpret_cast<uintptr_t>(sbrk(0)) < (uintptr_t{1} << 40);

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastclip
-from fastclip.benchmark.builtin import published_structure_loss
+from fastclip.benchmark.models.builtin import published_structure_loss
+from fastclip.benchmark.models.workload import DTYPES
 from fastclip.benchmark.step import CLIPS, FASTCLIP, TORCH, exact_norm
 from fastclip.benchmark.timing import Time, interleaved
-from fastclip.benchmark.workload import DTYPES
 
 LISTS = {"1000 tensors of 1000": [1000] * 1000, "one tensor of 25 million": [25_000_000]}
 LOSS_SHAPE = (4, 1, 192, 256)

@@ -10,8 +10,9 @@ from typing import NoReturn
 
 import torch
 
-from fastclip.benchmark import builtin, libraries, machine, operations, picture, step, workload
+from fastclip.benchmark import machine, operations, picture, step
 from fastclip.benchmark.errors import BenchmarkError
+from fastclip.benchmark.models import builtin, libraries, workload
 from fastclip.benchmark.result import Result
 
 DESCRIPTION = """Measures torch against fastclip on this machine, in a real training step.

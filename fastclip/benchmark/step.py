@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import fastclip
 from fastclip.benchmark.errors import BenchmarkError
+from fastclip.benchmark.models.workload import Workload
 from fastclip.benchmark.timing import Time, clock_ms, keep_freed_memory
-from fastclip.benchmark.workload import Workload
 
 MODES = {"not clipping": 2.0, "clipping": 0.5}  # max_norm as a multiple of the norm
 TORCH, FASTCLIP, IN_STEP = "torch", "fastclip", "fastclip, in the step"

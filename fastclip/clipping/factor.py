@@ -14,7 +14,7 @@ from torch import Tensor
 from fastclip.clipping import clip
 from fastclip.clipping.names import raise_nonfinite
 from fastclip.ops.grad_norm.backends import Grads, collect
-from fastclip.ops.grad_norm.gpu import GpuGrads
+from fastclip.ops.grad_norm.gpu.backend import GpuGrads
 from fastclip.ops.grad_norm.parts import GradParts
 from fastclip.ops.grad_norm.reference import EPS, moved
 from fastclip.ops.grad_norm.sharded import plain_norm

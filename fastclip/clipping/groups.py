@@ -15,7 +15,7 @@ from fastclip.clipping.factor import measurable
 from fastclip.clipping.names import raise_nonfinite
 from fastclip.ops.grad_norm.backends import Grads, collect
 from fastclip.ops.grad_norm.cpu import CpuGrads
-from fastclip.ops.grad_norm.gpu import GpuGrads
+from fastclip.ops.grad_norm.gpu.backend import GpuGrads
 from fastclip.ops.grad_norm.reference import factor_of, norm_of
 from fastclip.ops.grad_norm.sharded import plain_norm
 from fastclip.optimizers import OptimizerWrapper, unwrap

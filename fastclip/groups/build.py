@@ -88,7 +88,7 @@ def param_groups(
 
     Raises:
         TypeError, ValueError: a bad argument, a pattern that matches nothing, a parameter without
-            a shape or flattened by FSDP1, layers that cannot be told, nothing left to train.
+            a shape or flattened by FSDP1, layers that no rule gives, nothing left to train.
             Nothing has been changed then.
 
     Source: BERT's optimizer (Devlin et al., 2019) for `no_decay`; BEiT (Bao et al., 2021) and

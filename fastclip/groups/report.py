@@ -63,8 +63,10 @@ class ParamGroups(list[dict[str, Any]]):
         chosen = self._matching(pattern)
         taken = [t for t in self.taken if (t.argument, t.pattern) != ("weight_decay", "*")]
         if format == "json":
-            told = [t._asdict() for t in taken]
-            return table.as_json({"parameters": [self._row(d) for d in chosen], "patterns": told})
+            patterns = [t._asdict() for t in taken]
+            return table.as_json(
+                {"parameters": [self._row(d) for d in chosen], "patterns": patterns}
+            )
         head = ("name", "shape", "weight_decay", "rule", "lr factor", "lr", "layer", "frozen")
         render = table.plain if format == "text" else table.markdown
         lines = [render(head, [self._cells(d) for d in chosen])]
@@ -204,12 +206,12 @@ class ParamGroups(list[dict[str, Any]]):
 def _described(group: dict[str, Any], names: dict[int, str]) -> dict[str, Any]:
     params = params_of(group)
     known = {k: group[k] for k in ("lr", "lr_scale", "weight_decay") if k in group}
-    told = group.get("param_names") or [names.get(id(p), "") for p in params]
+    given = group.get("param_names") or [names.get(id(p), "") for p in params]
     return {
         **{k: float(v) for k, v in known.items()},
         **({"name": group["name"]} if "name" in group else {}),
         "values": sum(math.prod(shape_of(p)) for p in params),
-        "param_names": list(told),
+        "param_names": list(given),
     }
 
 

@@ -25,18 +25,18 @@ def mark_muon(
     """The decisions with `use_muon` among their options; an option of that name is kept.
 
     Raises:
-        ValueError: another split than "muon"; no head can be told from the hidden layers.
+        ValueError: another split than "muon"; nothing says which layers are the head.
     """
     if split != "muon":
         raise ValueError(f"split must be 'muon' or None, got {split!r}")
     heads = _heads(model)
     hidden = [_is_hidden(entry, heads) for entry in entries]
-    told = any("use_muon" in d.options for d in decisions)
+    given = any("use_muon" in d.options for d in decisions)
     tied = any(
         _is_embedding(e) and any(isinstance(o, nn.Linear) for o in e.owners) for e in entries
     )
     found = heads is not None or tied or any(map(_is_head, entries))
-    if not (found or told):
+    if not (found or given):
         last = [e.names[0] for e, h in zip(entries, hidden, strict=True) if h][-1:] or ["head"]
         raise ValueError(
             "split: no output layer is recognised by get_output_embeddings(), get_classifier() or "

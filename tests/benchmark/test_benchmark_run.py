@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fastclip import cli
-from fastclip.benchmark import builtin, libraries, machine, operations, run, step, workload
+from fastclip.benchmark import machine, operations, run, step
+from fastclip.benchmark.models import builtin, libraries, workload
 
 pytestmark = pytest.mark.slow  # it measures
 

@@ -10,7 +10,7 @@ from torch import nn
 
 pytest.importorskip("triton")
 
-from fastclip.ops.grad_norm import tables
+from fastclip.ops.grad_norm.gpu import tables
 from fastclip.ops.unit_clip import dispatch as op
 from fastclip.ops.unit_clip.triton import clip_units_
 

@@ -80,7 +80,8 @@ def _build_extension(folder: Path, library: Path) -> None:
 def install(module: ModuleType, patch: pytest.MonkeyPatch) -> None:
     """Has fastclip clip by this extension: CPU tensors by CUDA's path."""
     from fastclip import native
-    from fastclip.ops.grad_norm import backends, gpu
+    from fastclip.ops.grad_norm import backends
+    from fastclip.ops.grad_norm.gpu import backend as gpu
 
     patch.setattr(native, "core", module)
     patch.setattr(backends, "cuda_why_not", module.cuda_why_not)

@@ -11,8 +11,8 @@ pytest.importorskip("triton")
 
 from fastclip.kernels.grad_norm.launch import LONG, SHORT
 from fastclip.ops.grad_norm import backends, part, parts
+from fastclip.ops.grad_norm.gpu.triton import TritonGrads
 from fastclip.ops.grad_norm.tensor_list import DTYPES, PythonTensorList
-from fastclip.ops.grad_norm.triton import TritonGrads
 
 NORMS = (1.0, 2.0, math.inf)
 ORDERS = (-math.inf, -1.0, 0.5, 1.5, 3.0, 4.0)  # the other ones

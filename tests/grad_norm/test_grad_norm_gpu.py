@@ -13,7 +13,7 @@ import torch
 from gpu_backend import DTYPES, NORMS, exact_norm
 
 import fastclip
-from fastclip.ops.grad_norm import gpu
+from fastclip.ops.grad_norm.gpu import backend as gpu
 
 
 @pytest.mark.parametrize("p", NORMS)

@@ -115,7 +115,7 @@ def test_compiles_for_other_vendors(shape):
 
 
 def test_a_graph_of_any_number_of_rows():
-    from fastclip.ops.grad_norm.tables import Reserve, in_graph
+    from fastclip.ops.grad_norm.gpu.tables import Reserve, in_graph
 
     reserve = Reserve(pinned=False)
     reserve.grow(4)

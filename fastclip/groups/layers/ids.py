@@ -33,7 +33,7 @@ def layer_ids(
 
     Raises:
         TypeError: `layer_id` returns something else than an int.
-        ValueError: the layers cannot be told.
+        ValueError: no rule gives the layers.
     """
     if layer_id is None:
         ids = _automatic(model, entries, example_inputs, frozen)
@@ -58,14 +58,14 @@ def _automatic(
         raise ValueError("layer_decay cannot see layers in (name, parameter) pairs: pass layer_id")
     modules = [pair for path, top in tops for pair in walk(top, path)]
     names = [name for entry in entries for name in entry.names]
-    told = _told(modules, names, lenient=example_inputs is not None)
-    if len(told) == 1 and len(told[0].ids) == len(names):
-        return _dense(told[0].ids)
+    known = _known(modules, names, lenient=example_inputs is not None)
+    if len(known) == 1 and len(known[0].ids) == len(names):
+        return _dense(known[0].ids)
     if example_inputs is not None:
         if len(tops) != 1 or not isinstance(model, nn.Module):
             raise ValueError("example_inputs needs one module, which is called with them")
         return _dense(traced(model, entries, example_inputs, frozen))
-    towers = [Tower(n.path, {k: 1 + v for k, v in n.ids.items()}) for n in told]
+    towers = [Tower(n.path, {k: 1 + v for k, v in n.ids.items()}) for n in known]
     outside = [name for name in names if not any(name in tower.ids for tower in towers)]
     found = find_towers(
         [(p, m) for p, m in modules if not any(within(p, t.path) for t in towers)], outside
@@ -78,7 +78,7 @@ def _automatic(
     return _dense(place(dict(modules), names, [*towers, *found]))
 
 
-def _told(modules: list[tuple[str, nn.Module]], names: list[str], lenient: bool) -> list[Numbered]:
+def _known(modules: list[tuple[str, nn.Module]], names: list[str], lenient: bool) -> list[Numbered]:
     """The outermost modules whose layers are known; `lenient` lets a traced pass say the rest."""
     found: list[Numbered] = []
     for path, module in modules:

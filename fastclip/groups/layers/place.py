@@ -1,4 +1,4 @@
-"""Where the parameters outside the stacks of layers belong: below, above, or not to be told."""
+"""Where the parameters outside the stacks of layers belong: below, above, or unclear."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -151,7 +151,7 @@ def _side(
     position: Mapping[str, int],
     recipe: Recipe | None,
 ) -> str | None:
-    """`"start"` or `"end"` of the layers; None where it cannot be told."""
+    """`"start"` or `"end"` of the layers; None where that is unclear."""
     if recipe is not None:
         if recipe.start and re.search(recipe.start, name):
             return "start"

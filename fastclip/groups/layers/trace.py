@@ -63,8 +63,8 @@ def _numbered(entries: list[Entry], flow: "_Flow", frozen: Container[str]) -> di
     if unused:
         shown = ", ".join(map(repr, unused[:8])) + (" ..." if unused[8:] else "")
         raise ValueError(
-            f"example_inputs: the forward pass does not use {shown}, so that their layer cannot be "
-            "told; freeze them, or pass layer_id"
+            f"example_inputs: the forward pass does not use {shown}, so that their layer is "
+            "unknown; freeze them, or pass layer_id"
         )
     bottom = min(ids.values(), default=0)
     return {name: ids.get(name, bottom) for entry in entries for name in entry.names}

@@ -1,4 +1,4 @@
-"""What a monitor is told between two rows: norms that clipping returned, skipped steps."""
+"""What a monitor observes between two rows: norms that clipping returned, skipped steps."""
 
 from __future__ import annotations
 

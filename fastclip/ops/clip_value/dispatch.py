@@ -17,7 +17,7 @@ from torch.nn import utils as _torch_clip
 
 from fastclip import native
 from fastclip.ops.grad_norm import backends
-from fastclip.ops.grad_norm.gpu import GpuGrads
+from fastclip.ops.grad_norm.gpu.backend import GpuGrads
 
 # Captured at import, so that patching torch.nn.utils never makes the reference call itself.
 clip_values_ref_ = _torch_clip.clip_grad_value_

@@ -20,8 +20,8 @@ from fastclip import native
 from fastclip.ops import observed
 from fastclip.ops.grad_norm import parts
 from fastclip.ops.grad_norm.cpu import CpuGrads
-from fastclip.ops.grad_norm.cuda import CudaGrads
-from fastclip.ops.grad_norm.gpu import DEVICE_TYPES, GpuGrads
+from fastclip.ops.grad_norm.gpu.backend import DEVICE_TYPES, GpuGrads
+from fastclip.ops.grad_norm.gpu.cuda import CudaGrads
 from fastclip.ops.grad_norm.tensor_list import PythonTensorList
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def backend(found: TensorList | PythonTensorList) -> CpuGrads | GpuGrads | None:
     if kind == _CUDA and not cuda_why_not(index):
         return CudaGrads(found)
     if has_triton():
-        from fastclip.ops.grad_norm.triton import TritonGrads  # imports triton
+        from fastclip.ops.grad_norm.gpu.triton import TritonGrads  # imports triton
 
         return TritonGrads(found)
     return None

@@ -60,7 +60,7 @@ def sort(tensors: Sequence[Tensor], take_grads: bool) -> Sorted:
 
 
 def _by_layout(tensors: Sequence[Tensor], take_grads: bool) -> list[Group]:
-    """csrc/bindings/sorting.cpp in Python, but that it looks at no local tensor."""
+    """csrc/bindings/grad_norm/sorting.cpp in Python, but that it looks at no local tensor."""
     groups: dict[object, Group] = {}
     index = 0
     for item in list(tensors):

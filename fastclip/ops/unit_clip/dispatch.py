@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fastclip import native
 from fastclip.ops import observed
-from fastclip.ops.grad_norm import backends, tables
+from fastclip.ops.grad_norm import backends
+from fastclip.ops.grad_norm.gpu import tables
 
 _GRAD_FLOOR = 1e-6  # of the norm that divides, as in the published code
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastclip.kernels.unit_clip import launch as kernels
-from fastclip.ops.grad_norm import tables
+from fastclip.ops.grad_norm.gpu import tables
 from fastclip.ops.grad_norm.tensor_list import DTYPES, layers
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # whose squares fit float64

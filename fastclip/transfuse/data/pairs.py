@@ -193,7 +193,7 @@ def find_flat(folder: Path) -> Found | None:
     if not masks:  # ISIC's own names end in nothing that the image has
         return None
     images = Listing(folder, {stem: file for stem, file in files.items() if stem not in masks})
-    found = _by_stem(images, Listing(folder, masks), "one folder, masks told by their names")
+    found = _by_stem(images, Listing(folder, masks), "one folder, masks by their names")
     found.problems += listing.problems
     found.skipped.update(listing.skipped)
     return found

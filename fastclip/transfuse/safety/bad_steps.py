@@ -27,7 +27,7 @@ class BadSteps:
         model: on any device.
         limit: bad steps in a row that are left out; one more ends the run.
         folder: of the run, for the error.
-        say: is told each bad step.
+        say: called with a sentence for each bad step.
     """
 
     def __init__(

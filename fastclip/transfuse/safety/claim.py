@@ -36,7 +36,7 @@ def claim_folder(config: TrainConfig, say: Callable[[str], object] = print) -> C
 
     Args:
         config: checked.
-        say: is told what is not as it should be and does no harm.
+        say: called with a sentence on what is not as it should be and does no harm.
 
     Raises:
         CheckpointError: the folder holds another run, or none to resume.

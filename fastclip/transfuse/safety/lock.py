@@ -37,7 +37,7 @@ class FolderLock:
 
     Args:
         folder: exists.
-        say: is told where a holder has to be watched, which takes `WATCH_S` seconds.
+        say: called with a sentence where a holder has to be watched, which takes `WATCH_S` seconds.
 
     Raises:
         ValueError: another process holds the folder, which the text names; or it cannot be

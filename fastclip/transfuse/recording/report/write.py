@@ -57,8 +57,8 @@ def write_cases(
         for place, number in enumerate(numbers, 1):
             rows[number]["case"] = f"{kind}-{place}"
     write_csv(out / "images.csv", rows)
-    told = {"best_step": content["step"], "about": about, "environment": environment(device)}
-    text = json.dumps(told, indent=2).encode()
+    summary = {"best_step": content["step"], "about": about, "environment": environment(device)}
+    text = json.dumps(summary, indent=2).encode()
     write_file(out / "report.json", lambda stream: stream.write(text))
 
 

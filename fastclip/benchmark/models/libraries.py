@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastclip.benchmark.errors import BenchmarkError
-from fastclip.benchmark.workload import DTYPES, Request, Workload, of_model
+from fastclip.benchmark.models.workload import DTYPES, Request, Workload, of_model
 
 LARGE = {
     "hidden_size": 1024,

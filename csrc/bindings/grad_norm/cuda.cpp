@@ -1,4 +1,4 @@
-#include "bindings/cuda.h"
+#include "bindings/grad_norm/cuda.h"
 
 #include <vector>
 

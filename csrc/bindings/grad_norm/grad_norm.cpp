@@ -1,4 +1,4 @@
-#include "bindings/grad_norm.h"
+#include "bindings/grad_norm/grad_norm.h"
 
 #include <memory>
 

@@ -1,4 +1,4 @@
-#include "bindings/sorting.h"
+#include "bindings/grad_norm/sorting.h"
 
 #include <pybind11/stl.h>
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fastclip.kernels.grad_norm import launch as kernels
-from fastclip.ops.grad_norm import tables
-from fastclip.ops.grad_norm.gpu import GpuGrads
+from fastclip.ops.grad_norm.gpu import tables
+from fastclip.ops.grad_norm.gpu.backend import GpuGrads
 
 
 class TritonGrads(GpuGrads):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastclip.benchmark.workload import Request, Workload, of_model
+from fastclip.benchmark.models.workload import Request, Workload, of_model
 
 VOCABULARY, WIDTH, LAYERS, HEADS, LENGTH = 8192, 384, 6, 6, 128
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastclip import native
-from fastclip.ops.grad_norm.gpu import GpuGrads
+from fastclip.ops.grad_norm.gpu.backend import GpuGrads
 
 
 class CudaGrads(GpuGrads):
