@@ -50,4 +50,4 @@ def test_short_rows_share_a_program(width):
     for dtype, most in ((torch.bfloat16, 4), (torch.float32, 2), (torch.float64, 1)):
         rows, block = launch._rows([torch.empty(1, 1, 8, width, dtype=dtype)], width, False)
         assert block == (launch.BLOCK_X if width > 64 else 64)
-        assert rows == (most if width > 64 else min(2 * most, 4))
+        assert rows == (most if width > 64 else max(2, most))

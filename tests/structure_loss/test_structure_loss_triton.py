@@ -128,6 +128,7 @@ KINDS = {  # shape, logits, mask, heads, valid, window, (IoU per pixel, weight o
     "short rows": ((16, 1, 44, 44), BF16, torch.uint8, 3, None, 31),
     "short rows, fp32": ((16, 1, 44, 44), F32, F32, 4, torch.bool, 31),
     "channels last": ((4, 5, 64, 352), BF16, torch.uint8, 3, None, 31),
+    "channels last, all": ((4, 5, 64, 352), BF16, F32, 4, torch.bool, 31, (True, True)),
 }
 
 
@@ -168,3 +169,21 @@ def test_launches(monkeypatch):
     every = ["column_sums", "image_sums", "gradients"]
     assert names(3) == every
     assert names(5) == [name for name in every for _ in range(1 if name == "column_sums" else 2)]
+
+
+@needs_triton
+@pytest.mark.parametrize("kind", ["bf16", "fp32", "pixel", "positive", "channels last"])
+def test_one_map_at_most_beside_the_gradients(kind, monkeypatch):
+    shape, logits, mask, heads, *_ = KINDS[kind]
+    launches = recorded(monkeypatch, *KINDS[kind])
+    tensors = [
+        tensor
+        for _, args, _ in launches
+        for arg in args
+        for tensor in (arg if isinstance(arg, tuple) else (arg,))
+        if isinstance(tensor, torch.Tensor)
+    ]
+    bytes_of = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+    pixels = torch.Size(shape).numel()
+    given = pixels * (2 * heads * logits.itemsize + mask.itemsize)  # and the gradients
+    assert pixels * 4 <= sum(bytes_of.values()) - given <= pixels * 4 * 1.1

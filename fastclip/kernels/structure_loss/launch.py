@@ -25,11 +25,12 @@ from fastclip.kernels.structure_loss.kernels import gradients, image_sums
 # Heads of one launch: their addresses are its arguments, so that no table of them is copied to the
 # device. A longer list takes more launches, each of which reads C and the mask again.
 MAX_HEADS = 4
-STRIP_Y, STRIP_X, STRIP_WARPS = 64, 32, 8  # column_sums: 8 pixels a thread
+# column_sums: 8 pixels a thread, 4 of float64, of which 8 spill registers on sm_120.
+STRIP_BYTES, STRIP_X, STRIP_WARPS = 256, 32, 8
 # image_sums, gradients: one warp a program, so no barriers between warps. 4 rows of 16-bit logits,
 # 2 of float32 and 1 of float64: 16, 8 and 4 pixels a thread. With twice as many, 4 heads spill
-# registers. Where rows are short, so are blocks, and a program has up to 8 pixels a thread.
-ROW_BYTES, BLOCK_X, LEAST_X, SHORT_PIXELS = 8, 128, 64, 256
+# registers. Where rows are short, so are blocks, and a program has two rows or more.
+ROW_BYTES, BLOCK_X, LEAST_X = 8, 128, 64
 PIECE = 8  # image_sums: blocks whose sum may be one of float32
 
 
@@ -62,18 +63,19 @@ def forward(
     images, height, width = mask.shape[0] * mask.shape[1], *mask.shape[2:]
     tickets = sums.new_empty(images + 1, dtype=torch.int32)
     area, kinds = _area(columns, mask, valid)
-    rows, block = _rows(heads, width, pixel_iou or pos_weight is not None)
+    read = _alike(heads, heads)
+    is_heavy = pixel_iou or pos_weight is not None
+    rows, block = _rows(read, width, is_heavy or max(read[0].stride(3), mask.stride(3)) > 1)
     column_sums[(images * -(-width // STRIP_X),)](
         *(columns, tickets, images, *area, min(window // 2, height - 1)),
         **kinds,
-        BLOCK_Y=STRIP_Y,
+        BLOCK_Y=STRIP_BYTES // columns.element_size(),
         BLOCK_X=STRIP_X,
         num_warps=STRIP_WARPS,
     )
     groups, slots = -(-height // rows), 3 * len(heads) + 2
     partial = sums.new_empty(images * groups * slots)
     positive = columns if pos_weight is None else pos_weight.contiguous()
-    read = _alike(heads, heads)
     for first in range(0, len(heads), MAX_HEADS):
         some = tuple(read[first : first + MAX_HEADS])
         image_sums[(images * groups,)](
@@ -122,9 +124,10 @@ def backward(
         return
     images, height, width = mask.shape[0] * mask.shape[1], *mask.shape[2:]
     area, kinds = _area(columns, mask, valid)
-    rows, block = _rows(heads, width, pixel_iou or pos_weight is not None)
-    positive = columns if pos_weight is None else pos_weight.contiguous()
     read = _alike(heads, grads)
+    is_heavy = pixel_iou or pos_weight is not None
+    rows, block = _rows(read, width, is_heavy or max(read[0].stride(3), mask.stride(3)) > 1)
+    positive = columns if pos_weight is None else pos_weight.contiguous()
     for first in range(0, len(heads), MAX_HEADS):
         some = slice(first, first + MAX_HEADS)
         gradients[(images * -(-height // rows),)](
@@ -162,14 +165,13 @@ def _from(tensor: Tensor, first: int) -> Tensor:
 def _rows(heads: Sequence[Tensor], width: int, is_heavy: bool) -> tuple[int, int]:
     """Rows of a program, and the pixels of a block of a row.
 
-    Half the rows where more is kept of each pixel: the IoU's quotient, or a weight of positives.
+    Half the rows where more is kept of each pixel: the IoU's quotient, a weight of positives, or,
+    where the pixels of a row lie apart, each one's address.
     """
     block = max(LEAST_X, min(BLOCK_X, triton.next_power_of_2(width)))
     rows = ROW_BYTES // heads[0].element_size()
-    rows = max(1, rows // 2) if is_heavy else rows
-    if block < BLOCK_X:
-        rows = min(rows * BLOCK_X // block, SHORT_PIXELS // block)
-    return rows, block
+    rows = rows // 2 if is_heavy else rows
+    return max(1 if block == BLOCK_X else 2, rows), block
 
 
 def _area(
