@@ -160,3 +160,11 @@ def test_a_stand_in_older_than_its_sources_is_built_again(tmp_path, monkeypatch)
     os.utime(tmp_path / "_native.so", (1, 1))
     with pytest.raises(Built):
         cuda_on_host.extension(tmp_path)
+
+
+def test_the_check_finds_the_wrong_kernel_of_a_rehearsal():
+    import torch
+    from gpu import check, rehearsal
+
+    assert "relative error 5.0e-01" in rehearsal.wrong_kernel()["failed"]
+    assert check.clip_check((torch.float32,), "cpu")["failed"] == ""  # the kernels are back
