@@ -26,6 +26,7 @@ from fastclip.transfuse.prediction.predict import run_predict
 from fastclip.transfuse.safety import run_files
 from fastclip.transfuse.safety.failures import explained
 from fastclip.transfuse.storage.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from fastclip.transfuse.training.state import content_of
 from fastclip.transfuse.training.trainer import Trainer, run_train
 
 pytestmark = pytest.mark.slow  # it trains
@@ -105,7 +106,7 @@ def test_saves_by_the_clock(tmp_path: Path) -> None:
     assert not trainer.saver.due(7)
     trainer.saver.saved_at -= 601
     assert trainer.saver.due(7)
-    trainer.saver.save(trainer._content())
+    trainer.saver.save(content_of(trainer))
     assert not trainer.saver.due(8)
 
 
@@ -199,7 +200,7 @@ def test_large_weights_are_finite(tmp_path: Path) -> None:
     trainer = Trainer(tiny(tmp_path))
     with torch.no_grad():  # their sum overflows
         trainer.model.final_2[1].conv.weight.fill_(3e38)
-    trainer.saver.save(trainer._content())
+    trainer.saver.save(content_of(trainer))
     assert (tmp_path / "last.pt").exists()
 
 
