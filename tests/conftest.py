@@ -14,7 +14,6 @@ sys.path.append(str(Path(__file__).parent.parent / "bench"))  # what a bench mea
 
 from gpu_backend import ON_GPU, ON_HOST, Backend
 
-
 # Minutes each; where files are shared out to processes, what starts last decides the end.
 LONGEST = (
     "test_structure_loss_triton.py",
