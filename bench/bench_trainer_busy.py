@@ -20,14 +20,14 @@ import torch
 from bench_busy import busy_processes
 
 BUSY = (0, 1, 2)
-PHASES, PHASE_S, WARM_UP = 3, 10.0, 3
+PHASES, PHASE_S, WARM_UP = 3, 5.0, 2
 CASES = {"transfuse_t": (96, 128)}
 BATCH = 16
 # What libgomp, the OpenMP of torch's wheels, makes of it: a thread without work spins, or sleeps.
 POLICIES = {
     "default": {},
     "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
-    "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
+    "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
 }
 
 
