@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import random
+import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import measure
-import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -82,41 +84,57 @@ def variants_of(count: int, clips: bool) -> tuple[dict[str, Callable[[], object]
     return variants, errors
 
 
-def rank_main(rank: int, folder: Path, count: int, clips: bool) -> None:
+def aligned_ms(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Medians, interleaved; ranks begin each call together, so that none pays for the other's."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    order, shuffler = list(variants), random.Random(0)  # the same on both ranks
+    for repeat in range(repeats + 2):
+        shuffler.shuffle(order)
+        for name in order:
+            dist.barrier()
+            start = time.perf_counter()
+            variants[name]()
+            if repeat >= 2:
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def rank_main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(rank)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    variants, errors = variants_of(count, clips)
-    medians = measure.interleaved_ms(variants, repeats=9 if count > 5000 else 41)
+    found = []
+    for count in COUNTS:
+        for mode in MODES:
+            variants, errors = variants_of(count, mode == "clipping")
+            medians = aligned_ms(variants, repeats=7 if count > 5000 else 31)
+            found.append([count, mode, medians, errors])
     if rank == 0:
-        (folder / "found.json").write_text(json.dumps([medians, errors]))
+        (folder / "found.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
-def measured(count: int, mode: str) -> list[dict[str, object]]:
-    """The rows of one case, from two processes of its own."""
+def measured() -> list[dict[str, object]]:
+    """The rows of all cases, from two processes of their own."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (Path(folder), count, mode == "clipping")
-        ranks = [context.Process(target=rank_main, args=(rank, *arguments)) for rank in range(2)]
+        ranks = [context.Process(target=rank_main, args=(rank, Path(folder))) for rank in range(2)]
         for process in ranks:
             process.start()
         for process in ranks:
             process.join()
-        medians, errors = json.loads((Path(folder) / "found.json").read_text())
-    rows = measure.rows(
-        BENCH, case_of(count, mode), "float32", medians, baseline="torch", errors=errors
-    )
-    for row in rows:
+        cases = json.loads((Path(folder) / "found.json").read_text())
+    found = []
+    for count, mode, medians, errors in cases:
+        case = case_of(count, mode)
+        found += measure.rows(BENCH, case, "float32", medians, baseline="torch", errors=errors)
+    for row in found:
         row["threads"] = 1  # a rank
-    return rows
+    return found
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("count", COUNTS)
-def bench_sharded_clip(count, mode, benchmark):
-    rows = measured(count, mode)
-    measure.save(NAME, rows)
+def bench_sharded_clip(benchmark):
+    measure.save(NAME, measured())
     benchmark.pedantic(lambda: None, rounds=1)
 
 
