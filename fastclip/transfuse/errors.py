@@ -18,6 +18,10 @@ class RunError(RuntimeError):
     exit_code = 1
 
 
+class LostProcess(RunError):
+    """Another process of the run has ended or does not answer: what happened there is not known."""
+
+
 @contextmanager
 def usage_errors() -> Iterator[None]:
     """Turn what wrong arguments and files raise into UsageError; for set-up code only."""

@@ -21,6 +21,7 @@ from fastclip.transfuse.network.model import TransFuse
 from fastclip.transfuse.prediction.predict import run_predict
 from fastclip.transfuse.safety.failures import explained
 from fastclip.transfuse.storage.checkpoint import load_checkpoint, save_checkpoint
+from fastclip.transfuse.training.state import content_of
 from fastclip.transfuse.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow  # it trains
@@ -91,7 +92,7 @@ def test_large_weights_are_finite(tmp_path: Path) -> None:
     trainer = Trainer(short(tmp_path))
     with torch.no_grad():  # their sum overflows
         trainer.model.final_2[1].conv.weight.fill_(3e38)
-    trainer.saver.save(trainer._content())
+    trainer.saver.save(content_of(trainer))
     assert (tmp_path / "last.pt").exists()
 
 

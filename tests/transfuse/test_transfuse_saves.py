@@ -15,6 +15,7 @@ from tiny import one_thread  # noqa: F401
 from fastclip.transfuse.config.safety import Interval, SafetyConfig
 from fastclip.transfuse.errors import UsageError
 from fastclip.transfuse.storage.checkpoint import load_checkpoint, save_checkpoint
+from fastclip.transfuse.training.state import content_of
 from fastclip.transfuse.training.trainer import Trainer, run_train
 
 pytestmark = pytest.mark.slow  # it trains
@@ -53,7 +54,7 @@ def test_saves_by_the_clock(tmp_path: Path) -> None:
     assert not trainer.saver.due(7)
     trainer.saver.saved_at -= 601
     assert trainer.saver.due(7)
-    trainer.saver.save(trainer._content())
+    trainer.saver.save(content_of(trainer))
     assert not trainer.saver.due(8)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from typing import Literal
@@ -41,17 +40,6 @@ def require_positive(config: object, *names: str) -> None:
 def finite(value: float) -> bool:
     """True for a number that is 0 or more, and finite."""
     return 0 <= value < math.inf
-
-
-def require_one_process() -> None:
-    """Raise ValueError under torchrun and its like, where each process would train alone."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes.strip() != "1":
-        raise ValueError(
-            f"WORLD_SIZE={processes} in the environment, as torchrun sets it: training in several "
-            "processes is not supported. Start it without torchrun; or clear WORLD_SIZE where it "
-            "is left over"
-        )
 
 
 def image_size(text: str | None, model: str) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from fastclip.transfuse.config.checks import Device, require_at_least
 from fastclip.transfuse.config.data import TrainingDataConfig
+from fastclip.transfuse.config.distributed import DistributedConfig
 from fastclip.transfuse.config.network import NetworkConfig
 from fastclip.transfuse.config.optimization import (
     AugmentationConfig,
@@ -60,6 +61,7 @@ SUBJECTS = (
     ScheduleConfig,
     ClippingConfig,
     ComputeConfig,
+    DistributedConfig,
     FineTuningConfig,
     AugmentationConfig,
     SafetyConfig,
@@ -77,6 +79,7 @@ class TrainConfig(
     ScheduleConfig,
     ClippingConfig,
     ComputeConfig,
+    DistributedConfig,
     FineTuningConfig,
     AugmentationConfig,
     SafetyConfig,

@@ -13,6 +13,7 @@ from fastclip.transfuse.config.data import DataConfig
 from fastclip.transfuse.data.load import load_split
 from fastclip.transfuse.data.samples import Samples, Size
 from fastclip.transfuse.data.synthetic import synthetic_samples
+from fastclip.transfuse.distributed.processes import Processes
 from fastclip.transfuse.measuring.metrics import Scores, binary_scores
 from fastclip.transfuse.network.model import TransFuse
 from fastclip.transfuse.network.normalise import normalise
@@ -45,12 +46,22 @@ class Evaluation(NamedTuple):
         return text
 
 
+class _Part(NamedTuple):
+    """The values of the images of a batch; on the CPU."""
+
+    row: int  # of the first of them
+    loss: Tensor  # [B]
+    mae: Tensor  # [B]
+    scores: Scores
+
+
 @torch.no_grad()
 def evaluate(
     model: TransFuse,
     samples: Samples,
     batch_size: int = 16,
     stop: Callable[[], bool] = lambda: False,
+    processes: Processes | None = None,
 ) -> Evaluation | None:
     """Measure map_2 at the samples' size; the model is left in the mode it came in.
 
@@ -59,32 +70,51 @@ def evaluate(
     Args:
         model: on any device.
         samples: decoded pairs; a mask counts as lesion from 128 up.
-        batch_size: images at a time.
-        stop: asked before each batch; where it says True, None is returned.
+        batch_size: images at a time, of all processes together.
+        stop: asked before each batch; where it says True, None is returned. All processes ask
+            together, and are told the same.
+        processes: that share the images: each is measured once, and all know the result.
     """
+    processes = processes or Processes()
+    size = max(1, batch_size // processes.world)
+    starts = range(0, len(samples), size)
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    losses, errors, scores = 0.0, 0.0, []
+    mine: list[_Part] = []
     try:
-        for row in range(0, len(samples), batch_size):
+        for first in range(0, len(starts), processes.world):
             if stop():
                 return None
-            rows = slice(row, row + batch_size)
-            images = normalise(samples.images[rows].to(device))
-            masks = samples.masks[rows].to(device)
-            valid = None if samples.ignored is None else samples.ignored[rows].to(device) == 0
-            logits: Tensor = model(images)[2]
-            loss = fastclip.structure_loss(logits, masks.float() / 255, valid=valid)
-            losses += float(loss) * len(masks)
-            errors += float(_absolute_error(logits, masks >= 128, valid)) * len(masks)
-            scores.append(_scores(logits, masks >= 128, valid))
+            for row in starts[first + processes.rank : first + processes.rank + 1]:
+                mine.append(_measured(model, samples, slice(row, row + size), device))
     finally:
         model.train(training)
-    each = Scores(*(torch.cat(values) for values in zip(*scores, strict=True)))
+    return _result([part for parts in processes.gathered(mine) for part in parts])
+
+
+def _measured(model: TransFuse, samples: Samples, rows: slice, device: torch.device) -> _Part:
+    images = normalise(samples.images[rows].to(device))
+    masks = samples.masks[rows].to(device)
+    valid = None if samples.ignored is None else samples.ignored[rows].to(device) == 0
+    logits: Tensor = model(images)[2]
+    loss = fastclip.structure_loss(logits, masks.float() / 255, valid=valid, reduction="none")
+    errors = _absolute_errors(logits, masks >= 128, valid)
+    scores = _scores(logits, masks >= 128, valid)
+    return _Part(rows.start, loss.mean(1).cpu(), errors.cpu(), scores)
+
+
+def _result(parts: list[_Part]) -> Evaluation:
+    """Of all images, each in one part."""
+    parts = sorted(parts, key=lambda part: part.row)
+    scores = zip(*(part.scores for part in parts), strict=True)
+    each = Scores(*(torch.cat(values) for values in scores))
     means = {name: float(values.mean()) for name, values in each._asdict().items()}
-    count = len(samples)
-    return Evaluation(loss=losses / count, **means, mae=errors / count, per_image=each)
+    loss, mae = (
+        float(torch.cat(values).double().mean())
+        for values in ([part.loss for part in parts], [part.mae for part in parts])
+    )
+    return Evaluation(loss=loss, **means, mae=mae, per_image=each)
 
 
 def _scores(logits: Tensor, truth: Tensor, valid: Tensor | None) -> Scores:
@@ -99,13 +129,13 @@ def _scores(logits: Tensor, truth: Tensor, valid: Tensor | None) -> Scores:
     )
 
 
-def _absolute_error(logits: Tensor, truth: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean over images of the mean |probability - truth| of their valid pixels."""
+def _absolute_errors(logits: Tensor, truth: Tensor, valid: Tensor | None) -> Tensor:
+    """The mean |probability - truth| of the valid pixels of each image [B]."""
     error = (logits.float().sigmoid() - truth.float()).abs()
     if valid is None:
-        return error.mean()
+        return error.flatten(1).mean(1)
     counted = valid.expand_as(error).flatten(1)
-    return ((error.flatten(1) * counted).sum(1) / counted.sum(1).clamp(min=1)).mean()
+    return (error.flatten(1) * counted).sum(1) / counted.sum(1).clamp(min=1)
 
 
 def load_samples(

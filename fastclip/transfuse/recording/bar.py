@@ -22,9 +22,11 @@ LOG_EVERY = 20  # steps
 class StepBar:
     """Progress of one epoch: a bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, record: Record, epoch: int, total: int, start: int) -> None:
+    def __init__(
+        self, record: Record, epoch: int, total: int, start: int, live: bool | None = None
+    ) -> None:
         self.record = record
-        self.live = sys.stderr.isatty()
+        self.live = sys.stderr.isatty() if live is None else live
         label = f"epoch {epoch + 1}"
         self.bar = tqdm(total=total, initial=start, desc=label, disable=not self.live, leave=False)
         self.since, self.images = time.monotonic(), 0

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data.samples import printable
+from fastclip.transfuse.distributed.processes import Processes
 from fastclip.transfuse.safety import run_files
 from fastclip.transfuse.safety.continuation import require_same_run
 from fastclip.transfuse.safety.lock import FolderLock
@@ -18,10 +19,10 @@ from fastclip.transfuse.storage.checkpoint import CheckpointError, load_checkpoi
 
 @dataclass(frozen=True)
 class Claim:
-    """A folder that is this process's alone, and what the run starts from."""
+    """A folder that is this run's alone, and what the run starts from."""
 
     folder: Path
-    lock: FolderLock
+    lock: FolderLock | None  # None where another process of the run holds it
     checkpoint: dict[str, Any] | None = None
     file: Path | None = None  # of the checkpoint
     earlier: list[Path] = field(default_factory=list)  # files of a run that this one replaces
@@ -29,6 +30,18 @@ class Claim:
     def replace_earlier(self) -> None:
         """Remove the earlier run; once nothing that is wrong can stop this one any more."""
         run_files.remove(self.earlier)
+
+
+def claim_together(config: TrainConfig, processes: Processes) -> Claim:
+    """`claim_folder` by the main process; the others learn what it has found there."""
+    mine = claim_folder(config) if processes.main else None
+
+    def found() -> tuple[Path, dict[str, Any] | None, Path | None]:
+        assert mine is not None
+        return mine.folder, mine.checkpoint, mine.file
+
+    folder, checkpoint, file = processes.from_main(found)
+    return mine or Claim(folder, None, checkpoint, file)
 
 
 def claim_folder(config: TrainConfig, say: Callable[[str], object] = print) -> Claim:

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data.decoder import in_threads
 from fastclip.transfuse.data.samples import Samples, printable
+from fastclip.transfuse.distributed.processes import Processes
 from fastclip.transfuse.storage.checkpoint import CheckpointError, require
 
 STATE = ("optimizer", "step", "epoch", "batch", "validated", "seconds", "best", "rng")
@@ -130,6 +131,17 @@ def require_same_data(content: Mapping[str, Any], now: Mapping[str, Any], file: 
                 f"{printable(file)} was trained on other {part} images or masks ({what}): put "
                 "them back, or start a new run in another --out"
             )
+
+
+def require_equal_data(parts: Mapping[str, Mapping[str, Any]], processes: Processes) -> None:
+    """Raise ValueError where another process of the run has read other images or masks."""
+    digests = processes.gathered(data_digest(parts))
+    others = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        raise ValueError(
+            f"--data: processes {', '.join(others)} have read other images or masks than process "
+            "0: it must hold the same files on every machine"
+        )
 
 
 def _changed(before: Tensor, now: Tensor) -> list[int]:

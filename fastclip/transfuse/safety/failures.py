@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 
 from fastclip.transfuse.data.samples import printable
-from fastclip.transfuse.errors import RunError
+from fastclip.transfuse.errors import LostProcess, RunError
 
 # torch's texts: its CPU allocator, the drivers, and the loader's report of a worker's death.
 CPU_MEMORY = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
 DEVICE = ("CUDA error", "HIP error", "cuDNN error", "CUBLAS_STATUS", "MPS backend", "NCCL error")
 WORKER = "DataLoader worker"
+# What gloo and the store of torch.distributed say of a process that is gone or silent.
+PEERS = ("gloo", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -30,16 +33,26 @@ def explained(after: Callable[[], str] = lambda: "") -> Iterator[None]:
     except (RunError, KeyboardInterrupt):
         raise
     except (RuntimeError, MemoryError, OSError) as error:
+        kind = LostProcess if _lost(error) else RunError
         text = _sentence(error)
         if text is None:
             raise
         end = after()
-        raise RunError(f"{text}; {end}" if end else text) from error
+        raise kind(f"{text}; {end}" if end else text) from error
+
+
+def _lost(error: Exception) -> bool:
+    """Whether it says that another process of the run is gone or silent."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in PEERS)
 
 
 def _sentence(error: Exception) -> str | None:
     """What happened and what helps; None for a fault of the program."""
     text = printable((str(error).splitlines() or [type(error).__name__])[0])
+    if _lost(error):
+        return f"another process of the run has ended, or does not answer ({text})"
     if isinstance(error, torch.OutOfMemoryError):
         return f"the device is out of memory ({text}): try a smaller --batch-size or --size"
     if isinstance(error, MemoryError) or any(part in str(error) for part in CPU_MEMORY):

@@ -49,9 +49,15 @@ def budget_of(config: TrainConfig, per_epoch: int) -> Budget:
     return Budget(min(steps, config.max_steps or steps), seconds)
 
 
-def load_sets(config: TrainConfig, size: Size, out: Path) -> tuple[Samples, Samples]:
-    """Samples of train and val; of the split that `out` has recorded, where it is resumed."""
-    recorded = read_split(out / "split.csv") if config.resume else None
+def recorded_split(config: TrainConfig, out: Path) -> dict[str, str] | None:
+    """The side of each sample, of a run that is resumed."""
+    return read_split(out / "split.csv") if config.resume else None
+
+
+def load_sets(
+    config: TrainConfig, size: Size, recorded: dict[str, str] | None
+) -> tuple[Samples, Samples]:
+    """Samples of train and val; of the split that an earlier part of the run has recorded."""
     train, val = (
         load_samples(
             config,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastclip.transfuse.config.checks import autocast_dtype
 from fastclip.transfuse.config.train import TrainConfig
+from fastclip.transfuse.distributed.processes import Processes
 from fastclip.transfuse.network.model import TransFuse
 from fastclip.transfuse.network.normalise import normalise
 from fastclip.transfuse.optimization import groups
@@ -27,15 +28,21 @@ class Learner:
         model: on the device that trains.
         config: checked.
         bad_steps: looks at each step; None where nobody does.
+        processes: that take this step together, each with its share of the images.
 
     Attributes:
         evaluated: what is validated and saved: the average of the weights with --ema, else `model`.
     """
 
     def __init__(
-        self, model: TransFuse, config: TrainConfig, bad_steps: BadSteps | None = None
+        self,
+        model: TransFuse,
+        config: TrainConfig,
+        bad_steps: BadSteps | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.model, self.config, self.bad_steps = model, config, bad_steps
+        self.processes = processes or Processes()
         self.device = next(model.parameters()).device
         self.dtype = autocast_dtype(config.precision, self.device)
         names = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -51,6 +58,7 @@ class Learner:
         model.transformer.checkpointing = config.grad_checkpointing
         if config.compile:
             model.compile()
+        self.network = self.processes.parallel(model, config.sync_bn)
         self.losses = reference_head_losses if config.reference_ops else head_losses
         self.head_weights = torch.tensor(HEAD_WEIGHTS, device=self.device)
         self.thawed = not config.freeze
@@ -78,29 +86,38 @@ class Learner:
     def _thaw(self) -> None:
         groups.thaw(self.groups, self.optimizer, self.config.freeze)
         self.thawed = True
+        # DistributedDataParallel waits for the gradients of those that trained when it was made.
+        self.network = self.model
+        self.network = self.processes.parallel(self.model, self.config.sync_bn)
 
     def step(self, images: Tensor, masks: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """One optimizer step, of as many batches as the images fill.
 
         Args:
-            images: uint8 [B, 3, H, W]. masks: uint8 [B, C, H, W], 0..255; one channel more than
-                the network has marks pixels that count nowhere.
+            images: of this process, uint8 [B, 3, H, W].
+            masks: uint8 [B, C, H, W], 0..255; one channel more than the network has marks pixels
+                that count nowhere.
             number: of this step, from 0.
 
         Returns:
-            The losses of map_2, map_1 and map_x [3], and the gradient norm before clipping.
+            The losses of map_2, map_1 and map_x [3], over the images of all processes, and the
+            gradient norm before clipping.
 
         Raises:
             RunError: too many steps in a row were not finite. Such a step changes nothing.
         """
         if self.bad_steps is not None:
             self.bad_steps.begin()
+        self.processes.seed_step(self.config.seed, number)
         self.optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros_like(self.head_weights)
-        for start in range(0, len(images), self.config.batch_size):
-            part = slice(start, start + self.config.batch_size)
+        size = self.config.batch_size // self.processes.world
+        for start in range(0, len(images), size):
+            part = slice(start, start + size)
             share = len(images[part]) / len(images)
-            losses += self._accumulate(images[part], masks[part], share)
+            with self.processes.accumulating(self.network, last=start + size >= len(images)):
+                losses += self._accumulate(images[part], masks[part], share)
+        losses = self.processes.mean(losses)
         norm = self.update.step()
         # Before the average takes over running statistics that a bad step has spoiled.
         if self._good(number, losses, norm) and self.average is not None:
@@ -123,7 +140,7 @@ class Learner:
             masks = masks.to(self.device, non_blocking=True)
         enabled = self.dtype is not None
         with self.phase("forward"), torch.autocast(self.device.type, self.dtype, enabled=enabled):
-            maps = self.model(images)
+            maps = self.network(images)
         with self.phase("loss"):
             losses = self.losses(maps, masks) * share
             loss = torch.dot(losses, self.head_weights)

@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastclip.transfuse.config.checks import image_size, require_one_process, torch_device
+from fastclip.transfuse.config.checks import image_size
 from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data.samples import Size
+from fastclip.transfuse.distributed.join import joined
+from fastclip.transfuse.distributed.launch import require_alone
+from fastclip.transfuse.distributed.processes import Processes
 from fastclip.transfuse.errors import usage_errors
 from fastclip.transfuse.measuring.evaluate import evaluate
 from fastclip.transfuse.optimization.groups import set_lr
 from fastclip.transfuse.optimization.selection import Best
 from fastclip.transfuse.recording.progress import Eta
 from fastclip.transfuse.recording.record import Record, StopSignals
+from fastclip.transfuse.recording.silent import SilentRecord
 from fastclip.transfuse.safety import continuation
 from fastclip.transfuse.safety.bad_steps import BadSteps
-from fastclip.transfuse.safety.claim import Claim, claim_folder
+from fastclip.transfuse.safety.claim import Claim, claim_together
 from fastclip.transfuse.safety.failures import explained
 from fastclip.transfuse.safety.saving import Saver
-from fastclip.transfuse.storage.checkpoint import load_weights
 from fastclip.transfuse.storage.provenance import write_config
 from fastclip.transfuse.training import setup
-from fastclip.transfuse.training.batches import TrainingBatches
+from fastclip.transfuse.training.batches import TrainingBatches, require_equal_shares
 from fastclip.transfuse.training.profile import Profile
-from fastclip.transfuse.training.schedule import changed_rates
+from fastclip.transfuse.training.state import content_of, restore
 from fastclip.transfuse.training.step import Learner
 
 INTERRUPTED = 130
-# Attributes of a trainer that are numbers, and go into the checkpoint under their names.
-COUNTERS = ("step", "epoch", "batch", "validated", "best_step")
 
 
 class Trainer:
@@ -42,36 +42,52 @@ class Trainer:
 
     Args:
         config: checked here; ValueError names a wrong argument.
+        processes: that train together; None where this one does alone.
 
     Call `fit()`; the run's files lie in `self.out`.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, processes: Processes | None = None) -> None:
         config.check()
-        require_one_process()
+        if processes is None:
+            require_alone()
+        self.processes = processes or Processes()
+        config = self.processes.continued(config)
         size = image_size(config.size, config.model)
         self.config = config = replace(config, size=f"{size[0]}x{size[1]}")
-        self.device = torch_device(config.device)
-        claim = claim_folder(config)
+        self.device = self.processes.device(config.device)
+        claim = claim_together(config, self.processes)
         self.out, self.lock = claim.folder, claim.lock
         try:
             self._set_up(claim, size)
         except BaseException:
-            self.lock.release()
+            self._release()
             raise
 
+    def _release(self) -> None:
+        if self.lock is not None:
+            self.lock.release()
+
     def _set_up(self, claim: Claim, size: Size) -> None:
-        config = self.config
-        self.train_set, self.val_set = setup.load_sets(config, size, self.out)
+        config, processes = self.config, self.processes
+        split = processes.from_main(lambda: setup.recorded_split(config, self.out))
+        self.train_set, self.val_set = setup.load_sets(config, size, split)
+        require_equal_shares(config, len(self.train_set), processes.world)
         self.data = continuation.digests_of(train=self.train_set, val=self.val_set)
+        continuation.require_equal_data(self.data, processes)
         torch.manual_seed(config.seed)
-        self.record = Record(self.out, self.val_set.source, config)
-        self.model, self.notes = setup.build_model(config, fresh=claim.checkpoint is None)
+        kind = Record if processes.main else SilentRecord
+        self.record = kind(self.out, self.val_set.source, config)
+        fresh = claim.checkpoint is None and processes.main
+        self.model, self.notes = setup.build_model(config, fresh)
         self.model = self.model.to(self.device).to(memory_format=torch.channels_last)
+        processes.replicate(self.model)
+        if config.sync_bn:
+            self.model = processes.normalised(self.model)
         self.bad_steps = BadSteps(self.model, config.max_bad_steps, self.out, self.record.say)
-        self.learner = Learner(self.model, config, self.bad_steps)
+        self.learner = Learner(self.model, config, self.bad_steps, processes)
         self.optimizer = self.learner.optimizer
-        self.batches = TrainingBatches(self.train_set, config, self.device)
+        self.batches = TrainingBatches(self.train_set, config, self.device, processes)
         self.per_epoch = len(self.batches)
         self.budget = setup.budget_of(config, self.per_epoch)
         self.schedule = setup.build_schedule(config, self.per_epoch)
@@ -80,6 +96,7 @@ class Trainer:
         self.scores: dict[str, float] = {}  # of the last validation
         self.best, self.best_step = Best(config.best_by, config.patience), -1
         self.seconds_before = 0.0
+        self.stopping, self.agreed_s = False, 0.0  # what all processes decide by
         self._begin(claim)
 
     def _begin(self, claim: Claim) -> None:
@@ -90,15 +107,17 @@ class Trainer:
             with continuation.restoring(claim.file):
                 continuation.require_same_data(claim.checkpoint, self.data, self.saver.last)
         claim.replace_earlier()
+        self.processes.began(self.out)
+        profiled = config.profile and self.processes.main
         self.profile = Profile(
-            self.device, self.out, self.learner.measure, self.record.say, config.profile
+            self.device, self.out, self.learner.measure, self.record.say, profiled
         )
         self.stop = StopSignals()
+        best_gone = self.processes.from_main(lambda: not self.saver.best.exists())
         if claim.checkpoint is not None:
             with continuation.restoring(claim.file):
-                self._restore(claim.checkpoint)
-        setup.write_split(self.out, self.train_set, self.val_set)
-        write_config(self.out / "config.yaml", config, **self._made_from())
+                restore(self, claim.checkpoint, best_gone)
+        self.processes.on_main(self._write_begin)
         self.started = time.monotonic()
         eta = Eta(self.step, self.budget.total_steps, self.budget.total_seconds, self.seconds)
         self.record.begin(self.model, self.optimizer, self.learner.update.limit, eta)
@@ -107,6 +126,10 @@ class Trainer:
     def parameters(self) -> list[Tensor]:
         """Those that train now."""
         return self.learner.parameters
+
+    def _write_begin(self) -> None:
+        setup.write_split(self.out, self.train_set, self.val_set)
+        write_config(self.out / "config.yaml", self.config, **self._made_from())
 
     def seconds(self) -> float:
         """Time spent on this run, resumed parts together."""
@@ -121,6 +144,7 @@ class Trainer:
             },
             "device": str(self.device),
             "precision": self.learner.precision,
+            "processes": self.processes.world,
         }
 
     def fit(self) -> int:
@@ -134,13 +158,14 @@ class Trainer:
             with self.stop, explained(self.saver.standing):
                 return self._fit()
         finally:
-            self.lock.release()
+            self._release()
 
     def _fit(self) -> int:
         # A run stopped between its last step and that step's validation still owes it.
+        self._agree()
         while self.validated != self.step or not (self._spent() or self.best.exhausted()):
             self._train_epoch()
-            if self.stop.requested or not self._finish_epoch():
+            if self.stopping or not self._finish_epoch():
                 return self._interrupted()
         model = self.learner.evaluated
         self.record.finish(model, self.val_set, self.about(), lambda: self.stop.requested)
@@ -154,10 +179,14 @@ class Trainer:
         millions = sum(p.numel() for p in self.parameters) / 1e6
         return [
             f"{self.config.model}, {millions:.1f} M parameters",
-            f"{self.config.size}, {self.learner.precision} on {self.device}",
+            f"{self.config.size}, {self.learner.precision} on {self._where()}",
             f"{len(self.train_set)} images of {self.train_set.source}",
             f"{len(self.val_set)} of {self.val_set.source}",
         ]
+
+    def _where(self) -> str:
+        world = self.processes.world
+        return str(self.device) if world == 1 else f"{world} x {self.device.type}"
 
     def _train_epoch(self) -> None:
         """Go through what is left of the epoch, or of the budget."""
@@ -173,17 +202,31 @@ class Trainer:
                 if self.bad_steps.in_a_row:
                     bar.skip()
                 else:
-                    bar.step(self.step, losses, norm, lr, len(images))
-                if self.stop.requested or self._spent():
+                    count = len(images) * self.processes.world
+                    bar.step(self.step, losses, norm, lr, count)
+                self._agree()
+                if self.stopping or self._spent():
                     return
-                if self.saver.due(self.step):
-                    self.saver.save(self._content())
+                self.processes.on_main(self._save_if_due)
+
+    def _agree(self) -> bool:
+        """Let all processes know the main one's clock, and whether any is told to stop."""
+        known = self.processes.agree(self.stop.requested, self.seconds())
+        self.stopping, self.agreed_s = known
+        return self.stopping
+
+    def _save_if_due(self) -> None:
+        if self.saver.due(self.step):
+            self._save()
+
+    def _save(self) -> None:
+        self.saver.save(content_of(self))
 
     def _spent(self) -> bool:
-        return self.budget.spent(self.step, self.seconds())
+        return self.budget.spent(self.step, self.agreed_s)
 
     def _set_lr(self) -> float:
-        progress = self.budget.progress(self.step, self.seconds())
+        progress = self.budget.progress(self.step, self.agreed_s)
         factor = self.schedule.factor(self.step, progress)
         set_lr(self.optimizer, factor)
         return self.config.lr * factor
@@ -200,7 +243,9 @@ class Trainer:
     def _finish_epoch(self) -> bool:
         """Validate and save; False where a signal cut the validation short."""
         model = self.learner.evaluated
-        result = evaluate(model, self.val_set, self.config.batch_size, lambda: self.stop.requested)
+        self.processes.replicate(model)  # the running statistics of the main process count
+        size = self.config.batch_size
+        result = evaluate(model, self.val_set, size, self._agree, self.processes)
         if result is None:
             return False
         self.record.validated(self.epoch, self.step, self.seconds(), result)
@@ -211,75 +256,25 @@ class Trainer:
         self.scores = {"dice": result.dice, "loss": result.loss}
         if self.best.update(result):
             self.best_step = self.step
-        self.saver.save(self._content())
+        self.processes.on_main(self._save)
+        self._agree()
         return True
 
     def _interrupted(self) -> int:
-        self.saver.save(self._content())
+        self.processes.on_main(self._save)
+        self.processes.wait()  # torchrun ends all once one has ended
         self.record.say(
             f"stopped at step {self.step}; {self.out / 'last.pt'} is saved: the same command with "
             f"--resume --out {self.out} goes on"
         )
         return INTERRUPTED
 
-    def _content(self) -> dict[str, Any]:
-        """What last.pt holds, and best.pt a part of it."""
-        config = asdict(self.config)
-        cuda = self.device.type == "cuda"
-        return {
-            "model": self.config.model,
-            "weights": self.learner.evaluated.state_dict(),
-            "config": {k: str(v) if isinstance(v, Path) else v for k, v in config.items()},
-            **{name: getattr(self, name) for name in COUNTERS},
-            **self.scores,
-            "best": self.best.state_dict(),
-            **self.learner.state_dict(),
-            "seconds": self.seconds(),
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
-            "record": self.record.state(),
-            "bad_steps": self.bad_steps.state(),
-            "data": self.data,
-        }
-
-    def _restore(self, content: dict[str, Any]) -> None:
-        load_weights(self.learner.evaluated, content, self.saver.last)
-        self.learner.load_state_dict(content)
-        self.best.load_state_dict(content["best"])
-        for name in COUNTERS:
-            setattr(self, name, int(content.get(name, getattr(self, name))))
-        self.scores = {name: content[name] for name in ("dice", "loss") if name in content}
-        self.seconds_before = float(content["seconds"])
-        self.record.restore(content["record"])
-        self.bad_steps.restore(content.get("bad_steps", self.bad_steps.state()))
-        torch.set_rng_state(content["rng"])
-        if content["rng_cuda"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(content["rng_cuda"], self.device)
-        self._say_changes(content["config"])
-        self.saver.complete(content)
-        if self.best_step >= 0 and not self.saver.best.exists():
-            self.record.say(f"{self.saver.best} is gone: the best from here on takes its place")
-            self.best, self.best_step = Best(self.config.best_by, self.config.patience), -1
-
-    def _say_changes(self, before: dict[str, Any]) -> None:
-        """Another budget under a decay is another learning rate, from the first step on."""
-        old = setup.budget_of(
-            replace(self.config, **continuation.budget_flags(before)), self.per_epoch
-        )
-        budgets = old, self.budget
-        if rates := changed_rates(self.schedule, budgets, self.step, self.seconds_before):
-            was, now = (self.config.lr * rate for rate in rates)
-            self.record.say(
-                f"the budget was {old} and is {self.budget}: under --schedule "
-                f"{self.config.schedule} the learning rate at step {self.step} is {now:.2e}, where "
-                f"it was {was:.2e}"
-            )
-
 
 def run_train(config: TrainConfig) -> int:
     """`fastclip train`: the exit code."""
-    with usage_errors(), explained():
-        trainer = Trainer(config)
-    trainer.record.say_all(trainer.train_set.notes + trainer.val_set.notes + trainer.notes)
-    trainer.record.say("; ".join(trainer.about()))
-    return trainer.fit()
+    with joined(config) as processes:
+        with usage_errors(), explained():
+            trainer = Trainer(config, processes)
+        trainer.record.say_all(trainer.train_set.notes + trainer.val_set.notes + trainer.notes)
+        trainer.record.say("; ".join(trainer.about()))
+        return trainer.fit()

@@ -1,0 +1,274 @@
+"""Training in several processes: the curve of one, exact validations, one end for all."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import needs_train  # noqa: F401
+import pytest
+import torch
+
+from fastclip.transfuse.network.factory import create_model
+from fastclip.transfuse.storage.checkpoint import load_checkpoint
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed"),
+]
+RANKED = Path(__file__).with_name("ranked.py")
+SECONDS = 240  # of a run that hangs
+# Ten steps an epoch; five validation images, which no number of processes divides. Plain descent
+# at a small rate: the network takes maxima of values that are equal but for rounding, and Adam
+# makes large steps of small gradients; one process that sees a batch in another order ends
+# elsewhere too.
+TINY = ["--data", "synthetic", "--model", "transfuse_t", "--size", "32x32", "--device", "cpu"]
+TINY += ["--synthetic-images", "40", "--batch-size", "4", "--epochs", "2", "--no-report"]
+TINY += ["--optimizer", "sgd", "--lr", "1e-4", "--norms-every", "4"]
+
+
+@pytest.fixture(autouse=True)
+def no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests themselves may run under a launcher."""
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class Run:
+    """A command that is running; it and what it has started end with the block."""
+
+    def __init__(self, command: list[str], **environment: str) -> None:
+        root = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **environment},
+        )
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def wait_for(self, start: str) -> None:
+        """Read its lines until one begins like this."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(start):
+                return
+        raise AssertionError(self.end())
+
+    def end(self) -> tuple[int, str, str]:
+        """Its exit code, and what it has written."""
+        out, err = self.process.communicate(timeout=SECONDS)
+        return self.process.returncode, out, err
+
+
+def launched(world: int, out: Path, *flags: str, fault: str = "", restarts: int = 0) -> Run:
+    """A run in so many processes; one without torchrun."""
+    what = [str(RANKED), *fault.split()] if fault else ["-m", "fastclip"]
+    command = [*what, "train", *TINY, "--out", str(out), *flags]
+    if world == 1:
+        return Run(command)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    return Run([*launcher, f"--max-restarts={restarts}", *command])
+
+
+def finished(world: int, out: Path, *flags: str, **options: Any) -> str:
+    with launched(world, out, *flags, **options) as run:
+        code, said, err = run.end()
+    assert code == 0, err
+    return said
+
+
+def losses(out: Path) -> torch.Tensor:
+    """Of each of the last steps, [steps, 3]."""
+    return torch.stack(load_checkpoint(out / "last.pt")["record"]["recent"])
+
+
+def moved(out: Path) -> float:
+    """The largest change of a weight since the start."""
+    torch.manual_seed(0)
+    weights = load_checkpoint(out / "last.pt")["weights"]
+    first = create_model("transfuse_t").named_parameters()
+    return max(float((weights[name] - start.detach()).abs().max()) for name, start in first)
+
+
+def apart(one: Path, other: Path) -> float:
+    """The largest difference between the weights of two runs."""
+    files = (load_checkpoint(out / "last.pt")["weights"] for out in (one, other))
+    pairs = zip(*(weights.values() for weights in files), strict=True)
+    return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+
+
+def validations(out: Path) -> list[list[float]]:
+    with open(out / "metrics.csv", newline="") as stream:
+        names = ("step", "val_loss", "dice", "iou", "accuracy")
+        return [[float(row[name]) for name in names] for row in csv.DictReader(stream)]
+
+
+def errors(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("fastclip: error")]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    finished(1, out)
+    return out
+
+
+def test_two_processes_have_the_curve_of_one(tmp_path: Path, alone: Path) -> None:
+    said = finished(2, tmp_path / "two", "--sync-bn")
+    one, two = losses(alone), losses(tmp_path / "two")
+    assert len(one) == 20
+    assert (one - two).abs().max() < 1e-5
+    assert apart(alone, tmp_path / "two") < 0.02 * moved(alone)
+    for row, other in zip(validations(alone), validations(tmp_path / "two"), strict=True):
+        assert other == pytest.approx(row, abs=1e-5)
+    assert said.count("epoch 1, ") == said.count("20 s") + 1 == 1
+    assert "2 x cpu" in said
+    files = [{file.name for file in out.iterdir()} for out in (alone, tmp_path / "two")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--batch-size", "2", "--accumulate", "2", "--ema", "0.9"),
+        ("--freeze", "resnet", "--freeze-epochs", "1", "--grad-checkpointing"),
+        ("--clip", "agc", "--multi-scale", "1", "2", "--save-every", "3"),
+    ],
+)
+def test_it_is_the_same_curve_with_other_flags(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    for world in (1, 2):
+        finished(world, tmp_path / str(world), "--sync-bn", *flags)
+    one, two = (losses(tmp_path / str(world)) for world in (1, 2))
+    assert (one - two).abs().max() < 1e-5
+    assert validations(tmp_path / "2")[-1] == pytest.approx(
+        validations(tmp_path / "1")[-1], abs=1e-5
+    )
+
+
+def test_without_sync_bn_each_process_has_its_own_statistics(tmp_path: Path, alone: Path) -> None:
+    finished(2, tmp_path)
+    assert 1e-4 < (losses(alone) - losses(tmp_path)).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_in_another_number_of_processes(
+    tmp_path: Path, alone: Path, number: signal.Signals
+) -> None:
+    with launched(2, tmp_path, "--sync-bn", "--epochs", "1000") as run:
+        run.wait_for("step 1:")
+        run.process.send_signal(number)
+        _, out, err = run.end()
+    assert out.count("stopped at step") == 1, err
+    content = load_checkpoint(tmp_path / "last.pt")
+    assert 0 < content["step"] < 20
+    assert not list(tmp_path.glob("*.part"))
+    assert not (tmp_path / ".lock").exists()
+    world = 4 if number == signal.SIGINT else 1
+    finished(world, tmp_path, "--sync-bn", "--resume")
+    assert (losses(tmp_path) - losses(alone)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("memory 1 3", r"process 1 of 2: the device is out of memory .*last\.pt is from before"),
+        ("memory 0 3", r"error: the device is out of memory .*last\.pt is from before"),
+        ("kill 1 3", r"error: another process of the run has ended.*last\.pt is from before"),
+        ("kill 0 3", r"error: another process of the run has ended.*last\.pt is from before"),
+        ("hang 1 3", r"error: another process of the run .*does not answer .*last\.pt is from be"),
+    ],
+)
+def test_an_error_in_one_process_ends_all_with_one_sentence(
+    tmp_path: Path, fault: str, said: str
+) -> None:
+    flags = ("--save-every", "1", "--ddp-timeout", "0.1")
+    with launched(2, tmp_path, *flags, fault=fault) as run:
+        code, _, err = run.end()
+    assert code == 1
+    (line,) = errors(err)
+    assert re.search(said, line), line
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 3
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(tmp_path: Path) -> None:
+    with launched(2, tmp_path, fault="bug 1 1") as run:
+        code, _, err = run.end()
+    assert code == 1
+    assert "TypeError: a fault of the program" in err
+
+
+def test_a_signal_to_one_process_stops_all(tmp_path: Path) -> None:
+    with launched(2, tmp_path, fault="term 1 3") as run:
+        _, out, _ = run.end()
+    assert out.count("stopped at step 4") == 1
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 4
+
+
+def test_a_bad_step_of_one_process_is_left_out_by_all(tmp_path: Path) -> None:
+    said = finished(2, tmp_path, "--sync-bn", fault="nan 1 3")
+    assert said.count("step 4 is not finite") == 1
+    content = load_checkpoint(tmp_path / "last.pt")
+    assert content["bad_steps"]["total"] == 1
+    assert all(value.isfinite().all() for value in content["weights"].values())
+
+
+def test_processes_that_are_started_again_go_on(tmp_path: Path) -> None:
+    finished(2, tmp_path / "whole", "--sync-bn")
+    out = tmp_path / "run"
+    said = finished(2, out, "--sync-bn", "--save-every", "2", fault="kill 1 5", restarts=1)
+    assert "started again" in said
+    assert torch.equal(losses(out), losses(tmp_path / "whole"))
+    # Before the first checkpoint there is nothing to go on from: it begins again.
+    out = tmp_path / "early"
+    finished(2, out, "--sync-bn", fault="kill 0 1", restarts=1)
+    assert torch.equal(losses(out), losses(tmp_path / "whole"))
+
+
+def test_a_restart_does_not_take_an_earlier_run_for_its_own(tmp_path: Path) -> None:
+    finished(2, tmp_path, "--max-steps", "1")
+    before = (tmp_path / "last.pt").read_bytes()
+    with launched(2, tmp_path, "--max-steps", "2", restarts=1) as run:
+        code, _, err = run.end()
+    assert code == 1
+    assert len(errors(err)) == 2  # one for each attempt
+    assert "holds an earlier run: --resume" in err
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--batch-size", "5"), "--batch-size 5 does not divide by 2 processes"),
+        (("--batch-size", "64", "--synthetic-images", "15"), "batches of 64 end with one of 15"),
+        (("--lr", "-1"), "--lr must be positive"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_once(
+    tmp_path: Path, flags: tuple[str, ...], said: str
+) -> None:
+    with launched(2, tmp_path / "run", *flags) as run:
+        code, _, err = run.end()
+    assert code == 1  # torchrun's
+    (line,) = errors(err)
+    assert said in line
+    assert not (tmp_path / "run" / "last.pt").exists()
