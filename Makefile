@@ -27,6 +27,8 @@ VENV ?= .venv
 DATA ?= $(or $(FASTCLIP_DATA),synthetic)
 OUT ?= runs/train
 OTHER_TORCH ?= 2.13.0
+# Files that take long start first (tests/conftest.py), so that neither process ends long before.
+TWO = -n 2 --dist loadfile --no-loadscope-reorder
 OTHER_VENV = $(VENV)-torch-$(OTHER_TORCH)
 SOURCES = pyproject.toml setup.py $(shell find csrc -type f -not -path '*/__pycache__/*')
 CODE = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
@@ -51,10 +53,10 @@ train: $(VENV)/.ready
 	$(VENV)/bin/fastclip train --config cpu-small --data '$(DATA)' --max-time 3.5 --overwrite --out '$(OUT)'
 
 check: lint
-	$(VENV)/bin/python -m pytest -q -m 'not slow' -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -q -m 'not slow' $(TWO)
 
 test: lint test-wheel
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest $(TWO)
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
@@ -88,7 +90,7 @@ test-arm: $(VENV)/.ready
 # One binary, several torch versions: the wheel runs unchanged in a second environment.
 test-wheel: wheel $(OTHER_VENV)/.ready
 	$(OTHER_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
-	cd build && ../$(OTHER_VENV)/bin/python -m pytest ../tests --rootdir ../tests -m core -n 2 --dist loadfile
+	cd build && ../$(OTHER_VENV)/bin/python -m pytest ../tests --rootdir ../tests -m core $(TWO)
 
 $(OTHER_VENV)/.ready:
 	tools/make_venv '$(PYTHON)' '$(OTHER_VENV)'
@@ -150,16 +152,19 @@ GUARDS = $(shell g++ -print-file-name=libasan.so) $(shell g++ -print-file-name=l
 # Of house/test_threads.py: those about the life of a process, which a sanitizer has its own hand in.
 OWN_PROCESS = (allowed or ends_in or forked or subinterpreter or second_copy)
 SANITIZED = $(abspath $(VENV))/bin/python -m pytest -q --capture=sys -p no:cacheprovider \
-	$(addprefix ../tests/,house/test_memory.py house/test_fuzz.py grad_norm/test_grad_norm.py \
-	$(addprefix clipping/test_,clip.py clip_state.py clip_threads.py clip_memory.py clip_limits.py \
-	clip_value.py unit_clip.py) house/test_threads.py \
-	$(addprefix structure_loss/test_structure_loss,.py _arguments.py _autograd.py _native.py))
-sanitize: export FASTCLIP_FUZZ_S = 60
+	$(TWO) $(addprefix ../tests/,house/test_fuzz.py house/test_threads.py \
+	grad_norm/test_grad_norm.py clipping/test_clip_threads.py clipping/test_clip_value.py \
+	clipping/test_unit_clip.py structure_loss/test_structure_loss_native.py)
+# One thread runs these: they are for the first run alone.
+ONE_THREAD = $(addprefix ../tests/,house/test_memory.py $(addprefix clipping/test_,clip.py \
+	clip_state.py clip_memory.py clip_limits.py) $(addprefix structure_loss/test_structure_loss, \
+	.py _arguments.py _autograd.py))
+sanitize: export FASTCLIP_FUZZ_S = 45
 sanitize: $(VENV)/.ready
 	FASTCLIP_CUDA=0 FASTCLIP_SANITIZE=address,undefined $(VENV)/bin/python setup.py -q build --build-base build/asan
 	cd build && LD_PRELOAD='$(GUARDS)' \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	PYTHONPATH="$$(echo $(CURDIR)/build/asan/lib*)" $(SANITIZED) -k 'not 1e8 and not 2_to_31 and not $(OWN_PROCESS)'
+	PYTHONPATH="$$(echo $(CURDIR)/build/asan/lib*)" $(SANITIZED) $(ONE_THREAD) -k 'not 1e8 and not 2_to_31 and not $(OWN_PROCESS)'
 	FASTCLIP_CUDA=0 FASTCLIP_SANITIZE=thread $(VENV)/bin/python setup.py -q build --build-base build/tsan
 	cd build && LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" \
 	TSAN_OPTIONS='ignore_noninstrumented_modules=1 halt_on_error=1' \

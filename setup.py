@@ -72,7 +72,7 @@ def cuda_command(nvcc: str, host: str) -> str:
         "-std=c++17",
         "-O3",
         "--threads",
-        "2",
+        "0",  # as many as there are processors: a pass for each architecture
         "-ccbin",
         host,
         "-Xcompiler",

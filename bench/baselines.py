@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import fastclip
-from fastclip.ops.unit_clip import dispatch as unit_clip
+from fastclip.ops.unit_clip import reference as unit_clip
 
 Clip = Callable[[Sequence[nn.Parameter], float], object]
 EPS = 1e-3  # AGC's least weight norm
@@ -93,8 +93,8 @@ def agc_(parameters: Sequence[nn.Parameter], clipping: float) -> None:
 def agc_rewrite_(parameters: Sequence[nn.Parameter], clipping: float) -> None:
     """The best of plain torch: foreach calls for what does not need a parameter's own shape."""
     grads = [p.grad for p in parameters]
-    limits = [unit_clip._unit_norms(p) for p in parameters]
-    norms = [unit_clip._unit_norms(g) for g in grads]
+    limits = [unit_clip.unit_norms(p) for p in parameters]
+    norms = [unit_clip.unit_norms(g) for g in grads]
     torch._foreach_clamp_min_(limits, EPS)
     torch._foreach_mul_(limits, clipping)
     torch._foreach_clamp_min_(norms, 1e-6)

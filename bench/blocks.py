@@ -111,11 +111,27 @@ def busy_sentence() -> str:
     for r in rows("busy_cpu"):
         if r["case"].endswith("median"):
             found.setdefault(r["case"], {})[r["variant"]] = ms(r)
-    alone = max(v["fastclip"] / v["fastclip, 1 thread"] for v in found.values())
+    worst = {True: 0.0, False: 0.0}  # in a step, alone
+    for case, variants in found.items():
+        inside = "in a step" in case
+        worst[inside] = max(worst[inside], variants["fastclip"] / variants["fastclip, 1 thread"])
     return (
-        f"Beside busy processes, two threads take at most {alone:.1f}x the time of one "
+        f"Beside busy processes, two threads take at most {worst[False]:.1f}x the time of one; "
+        f"in a step, where torch's threads spin beside them, up to {worst[True]:.1f}x "
         "([rows](bench/results/busy_cpu.csv)).\n"
     )
+
+
+@block
+def trainer_busy() -> str:
+    """Images per second of a step beside busy processes, by how OpenMP's threads wait."""
+    batch = 16
+    found: dict[str, list[str]] = {}
+    for r in rows("trainer_busy_cpu"):
+        found.setdefault(r["case"], []).append(f"{batch / ms(r) * 1e3:.1f}")
+    variants = list(dict.fromkeys(r["variant"] for r in rows("trainer_busy_cpu")))
+    head = ("images/s", *(f"`{v}`" if "=" in v else v for v in variants))
+    return table(head, [(case, *rates) for case, rates in found.items()])
 
 
 @block

@@ -1,5 +1,6 @@
 """Fused kernels around a PyTorch training step: clipping, structure loss, norms, groups."""
 
+from fastclip import distributed
 from fastclip.clipping.adaptive.agc import AGC
 from fastclip.clipping.adaptive.autoclip import AutoClip
 from fastclip.clipping.adaptive.zclip import ZClip
@@ -37,6 +38,7 @@ __all__ = [
     "clip_grads_with_norm_",
     "clip_groups_",
     "clip_tensors_",
+    "distributed",
     "get_total_norm",
     "grad_norms",
     "param_groups",

@@ -55,9 +55,14 @@ def scale_each(tensors: TensorList, factors: Tensor) -> None: ...
 def clip_grads(
     tensors: Iterable[Tensor], take_grads: bool, p: float, max_norm: float | None, finite: bool
 ) -> Tensor | TensorList: ...
-def clip_values(parameters: Sequence[Tensor], limit: float) -> list[Tensor]: ...
+def clip_values(
+    tensors: Sequence[Tensor], limit: float, take_grads: bool = True
+) -> list[Tensor]: ...
 def clip_units(
-    parameters: Sequence[Tensor], clipping: float, eps: float
+    parameters: Sequence[Tensor],
+    clipping: float,
+    eps: float,
+    grads: Sequence[Tensor] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]: ...
 def structure_loss_forward(
     logits: Sequence[Tensor],

@@ -8,17 +8,20 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fastclip.distribution import install_hint, overwritten
+from fastclip.openmp import restart_with_short_spin
 
 
 class Command(NamedTuple):
     """A command: its line of help, and `module:name` of its configuration and of its work.
 
-    Without a configuration the work takes the arguments themselves.
+    Without a configuration the work takes the arguments themselves. `trains`: torch computes for
+    long, so that it matters how its threads wait.
     """
 
     summary: str
     config: str
     run: str
+    trains: bool = False
 
 
 TRANSFUSE = "fastclip.transfuse"
@@ -29,6 +32,7 @@ COMMANDS = {
         "train a TransFuse on a folder of images and masks, or on synthetic ones",
         f"{TRANSFUSE}.config.train:TrainConfig",
         f"{TRANSFUSE}.training.trainer:run_train",
+        trains=True,
     ),
     "evaluate": Command(
         "Dice, IoU, distances and more of checkpoints, with intervals",
@@ -88,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if problem := overwritten():
         return _fail(problem, 1)
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and _trains(arguments):
+        restart_with_short_spin()  # before anything is read or said
     try:
         return _dispatch(arguments)
     except KeyboardInterrupt:
@@ -97,6 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The package itself needs torch only; all else belongs to the extra.
         hint = "" if "pip install" in str(error) else f": {install_hint('train')}"
         return _fail(f"{error}{hint}", 1)
+
+
+def _trains(arguments: list[str]) -> bool:
+    command = COMMANDS.get(arguments[0]) if arguments else None
+    return command is not None and command.trains and not {"-h", "--help"}.intersection(arguments)
 
 
 def _fail(text: str, code: int) -> int:

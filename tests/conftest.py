@@ -14,8 +14,19 @@ sys.path.append(str(Path(__file__).parent.parent / "bench"))  # what a bench mea
 
 from gpu_backend import ON_GPU, ON_HOST, Backend
 
+# Minutes each; where files are shared out to processes, what starts last decides the end.
+LONGEST = (
+    "test_structure_loss_triton.py",
+    "test_transfuse_killed.py",
+    "test_build.py",
+    "test_cuda_launches.py",
+    "test_transfuse_options.py",
+    "test_transfuse_torchrun.py",
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     if torch.cuda.is_available():
         return
     for item in items:

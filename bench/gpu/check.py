@@ -16,7 +16,8 @@ import fastclip
 from fastclip.ops.grad_norm import backends
 from fastclip.ops.grad_norm.gpu.backend import GpuGrads
 from fastclip.ops.structure_loss.dispatch import structure_loss_ref
-from fastclip.ops.unit_clip.dispatch import clip_units_, clip_units_ref_
+from fastclip.ops.unit_clip.dispatch import clip_units_
+from fastclip.ops.unit_clip.reference import clip_units_ref_
 from gpu import cases, device, rehearsal, supervise
 from gpu.worker import run
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 LAUNCH_MS = 0.003  # a launch behind another, in a stream that is never empty
+LOSS_LAUNCHES = 3  # the window's columns, the sums, the gradients
 PAGE = 2040  # tensors of one CUDA launch; the table of Triton's has any number
 PASSES = {  # (not clipping, clipping)
     "torch foreach": (3, 3),
@@ -50,10 +51,10 @@ def loss_bytes(pixels: int, heads: int, logit_bytes: int, mask_bytes: int) -> in
 
 
 def loss_ms(variant: str, moved: int, own: int, copy_gb_per_s: float, launches: float) -> float:
-    """The expected time of the loss: ours moves `own` bytes in five launches.
+    """The expected time of the loss: ours moves `own` bytes in three launches.
 
     Of the others it is a bound: the `moved` bytes that none can do without, and their launches.
     """
     if variant == "fastclip":
-        return own / copy_gb_per_s / 1e6 + LAUNCH_MS * 5
+        return own / copy_gb_per_s / 1e6 + LAUNCH_MS * LOSS_LAUNCHES
     return moved / copy_gb_per_s / 1e6 + LAUNCH_MS * launches

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fastclip
 from fastclip.clipping.adaptive.agc import AGC
-from fastclip.ops.unit_clip.dispatch import clip_units_ref_
+from fastclip.ops.unit_clip.reference import clip_units_ref_
 from gpu import cases, device, model, supervise
 from gpu.table import copy_gb_per_s, rows
 from gpu.timing import measured

@@ -49,6 +49,7 @@ def main() -> int:
     if not args.rehearse and not torch.cuda.is_available():
         sys.exit("no CUDA device: nothing was checked or timed (make gpu-rehearse needs none)")
     args.out.mkdir(parents=True, exist_ok=True)
+    set_aside(args.out)
     os.environ["FASTCLIP_TRACES"] = str(args.out)
     if args.rehearse:
         build_stand_in(args.out)
@@ -84,6 +85,18 @@ def part(module: str, on: str, out: Path, deadline: float) -> supervise.Outcome:
     items = [line for line in listed.stdout.splitlines() if line]
     worker = command(module, on, journal)
     return supervise.supervise(worker, items, journal, deadline, ITEM_SECONDS[module])
+
+
+def set_aside(out: Path) -> None:
+    """Moves what an earlier run has left into a folder of its own, so that no row of it is taken
+    for one of this run."""
+    files = [path for path in sorted(out.iterdir()) if path.is_file()]
+    if not files:
+        return
+    folder = out / f"earlier-{1 + len(list(out.glob('earlier-*')))}"
+    folder.mkdir()
+    for path in files:
+        path.rename(folder / path.name)
 
 
 def build_stand_in(out: Path) -> None:

@@ -18,8 +18,8 @@ bool limit_fits(double limit, const TensorList& list) {
   return !std::isnan(limit);
 }
 
-py::list clip_values(py::handle parameters, double limit) {
-  const TensorList list(parameters.ptr(), true);
+py::list clip_values(py::handle tensors, double limit, bool take_grads) {
+  const TensorList list(tensors.ptr(), take_grads);
   if (!list.on_cpu()) throw Unsupported("tensors on another device");
   if (!limit_fits(limit, list)) throw Unsupported("a limit past a dtype's range");
   // All get the limit, and a tensor whose negation is not in memory yet would get its negative.

@@ -12,9 +12,9 @@ namespace py = pybind11;
 // Whether the limit is a number in the range of every dtype of the list, or infinite.
 bool limit_fits(double limit, const TensorList& list);
 
-// Clamps the parameters' gradients to [-limit, limit]; returns those that were written. Unsupported
-// where torch's own function is to do it: another device, a limit that is NaN, negative, or past
-// the range of a gradient's dtype.
-py::list clip_values(py::handle parameters, double limit);
+// Clamps tensors (with `take_grads` the gradients of parameters) to [-limit, limit]; returns those
+// that were written. Unsupported where torch's own function is to do it: another device, a limit
+// that is NaN, negative, or past the range of a gradient's dtype.
+py::list clip_values(py::handle tensors, double limit, bool take_grads);
 
 }  // namespace fastclip

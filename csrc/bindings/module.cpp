@@ -64,7 +64,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("scale_grads", &fastclip::scale_grads);
   m.def("scale_each", &fastclip::scale_each);
   m.def("clip_grads", &fastclip::clip_grads);
-  m.def("clip_values", &fastclip::clip_values);
-  m.def("clip_units", &fastclip::clip_units);
+  m.def("clip_values", &fastclip::clip_values, py::arg("tensors"), py::arg("limit"),
+        py::arg("take_grads") = true);
+  m.def("clip_units", &fastclip::clip_units, py::arg("parameters"), py::arg("clipping"),
+        py::arg("eps"), py::arg("grads") = py::none());
   fastclip::bind_structure_loss(m);
 }

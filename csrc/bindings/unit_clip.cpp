@@ -3,6 +3,7 @@
 #include <optional>
 #include <vector>
 
+#include "bindings/arguments.h"
 #include "bindings/threads.h"
 #include "cpu/unit_clip/unit_clip.h"
 #include "tensors/python_error.h"
@@ -12,6 +13,7 @@ namespace fastclip {
 namespace {
 
 std::optional<TensorView> view_if_any(PyObject* tensor) {
+  if (!is_plain(tensor)) return std::nullopt;  // an exception takes a microsecond
   try {
     return view_of(tensor);
   } catch (const Unsupported&) {
@@ -21,13 +23,19 @@ std::optional<TensorView> view_if_any(PyObject* tensor) {
 
 }  // namespace
 
-py::tuple clip_units(const py::sequence& parameters, double clipping, double eps) {
+py::tuple clip_units(const py::sequence& parameters, double clipping, double eps,
+                     const py::object& grads_of_them) {
   const py::tuple items(parameters);  // a snapshot: other threads may change a list
+  const bool own = grads_of_them.is_none();
+  const py::tuple given = own ? py::tuple() : py::tuple(grads_of_them);
+  require(own || given.size() == items.size(), "grads must be as many as parameters");
+  size_t index = 0;
   cpu::UnitClip clip({clipping, eps});
   py::list grads, rest, written;
   bool may_hold_inference = false;
   for (py::handle parameter : items) {
-    PyObject* found = grad_of(parameter.ptr());
+    PyObject* found =
+        own ? grad_of(parameter.ptr()) : given[index++].cast<py::object>().release().ptr();
     if (found == nullptr) throw PythonError{};
     const py::object grad = py::reinterpret_steal<py::object>(found);
     if (grad.is_none()) continue;

@@ -39,9 +39,16 @@ static_assert(sizeof(NormLaunch) <= kOtherBytes);
 
 // Tickets are zero when no launch is under way. Launches outside graphs take turns on the first
 // half, far more than can be under way at once; a captured launch owns its ticket for ever, since
-// nobody knows when its graph will run.
+// nobody knows when its graph will run. Where none is left, its ticket lies in the work buffer, and
+// the graph clears it first.
 constexpr uint32_t kTickets = 1 << 15;
+constexpr uint32_t kInWork = 2 * kTickets;  // stands for a ticket in the work buffer
 __device__ unsigned int g_tickets[2 * kTickets];
+
+__device__ inline unsigned int* ticket_of(const NormLaunch& launch) {
+  if (launch.ticket != kInWork) return &g_tickets[launch.ticket];
+  return reinterpret_cast<unsigned int*>(launch.result.work + kSpare);
+}
 
 template <NormKind kind>
 __device__ float gather(float sum, float x) {
@@ -238,7 +245,7 @@ __global__ void __launch_bounds__(kThreads, kind == NormKind::kPower ? kResident
     total = block_total<kind>(total);
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
   }
-  if (!is_last_block(&g_tickets[launch.ticket])) return;
+  if (!is_last_block(ticket_of(launch))) return;
   if (per_tensor) {
     total = sum_tensors<kind>(page, launch);
   } else {
@@ -251,20 +258,23 @@ __global__ void __launch_bounds__(kThreads, kind == NormKind::kPower ? kResident
   if (kind != NormKind::kPower && threadIdx.x == 0) write_total<kind>(launch, total);
 }
 
-uint32_t next_ticket(cudaStream_t stream) {
+uint32_t next_ticket(cudaStream_t stream, double* work) {
   static std::atomic<uint32_t> eager{0}, captured{0};
   cudaStreamCaptureStatus status;
   check(cudaStreamIsCapturing(stream, &status));
   if (status == cudaStreamCaptureStatusNone) return eager++ % kTickets;
-  const uint32_t ticket = captured++;
-  if (ticket >= kTickets) throw std::runtime_error("too many norms were captured in CUDA graphs");
-  return kTickets + ticket;
+  if (captured < kTickets) {
+    const uint32_t ticket = captured++;
+    if (ticket < kTickets) return kTickets + ticket;
+  }
+  check(cudaMemsetAsync(work + kSpare, 0, sizeof(double), stream));
+  return kInWork;
 }
 
 template <NormKind kind>
 void launch_norm(const Tensors& tensors, NormLaunch args, Queue queue) {
   const DeviceGuard guard(queue.device);
-  args.ticket = next_ticket(static_cast<cudaStream_t>(queue.stream));
+  args.ticket = next_ticket(static_cast<cudaStream_t>(queue.stream), args.result.work);
   args.first_page = true;
   with_page(tensors, [&](auto& page) {
     using Page = std::decay_t<decltype(page)>;

@@ -12,6 +12,7 @@ namespace fastclip::cuda {
 
 // The work buffer, in doubles: the running sum, the norm, the factor, one to spare, then partials.
 constexpr int64_t kWorkHeader = 4;
+constexpr int64_t kSpare = 3;  // where some graphs have their ticket
 constexpr int64_t kMaxBlocks = 2048;
 constexpr double kEps = 1e-6;  // torch's
 

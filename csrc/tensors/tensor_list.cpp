@@ -22,6 +22,17 @@ bool is_alone() {
   return PyThreadState_Next(PyInterpreterState_ThreadHead(PyInterpreterState_Get())) == nullptr;
 }
 
+// Whether other ranks may have a gradient of this parameter, which has none here, and wait for this
+// rank: a DTensor that is trained. Python sorts out which subclass it is.
+bool may_lie_elsewhere(PyObject* parameter) {
+  static PyObject* const kTrained = PyUnicode_InternFromString("requires_grad");
+  if (is_plain(parameter)) return false;
+  PyObject* trained = PyObject_GetAttr(parameter, kTrained);
+  if (trained == nullptr) PyErr_Clear();  // no tensor: whatever has a gradient of None
+  Py_XDECREF(trained);
+  return trained == Py_True;
+}
+
 TensorView listed(PyObject* tensor, size_t index) {
   try {
     return view_of(tensor);
@@ -219,8 +230,13 @@ void Listing::take(PyObject* tensor) {
   if (take_grads_) {
     PyObject* parameter = tensor;
     tensor = grad_of(parameter);
+    const bool awaited = tensor == Py_None && may_lie_elsewhere(parameter);
     Py_DECREF(parameter);
     if (tensor == nullptr) throw PythonError{};
+    if (awaited) {
+      Py_DECREF(tensor);
+      throw Unsupported("a gradient that other ranks may have");
+    }
     if (tensor == Py_None) return Py_DECREF(tensor);
     prefetch_pointees(tensor);
   }

@@ -8,7 +8,8 @@ namespace fastclip {
 // Calls body(context, 0) on this thread, and body(context, t) for 0 < t < threads on those of the
 // pool that come before it is done. Returns when every call has. So `body` takes its work piece by
 // piece, as shares.h does, and one call of it does all that no other has taken. It may not throw on
-// another thread. While one call has the pool, another's body runs on its caller alone.
+// another thread. While one call has the pool, another's body runs on its caller alone; so do the
+// bodies of a few regions after one in which the caller waited longer than it worked.
 void on_threads(int threads, void (*body)(void* context, int thread), void* context);
 
 }  // namespace fastclip

@@ -54,16 +54,17 @@ def is_norm(module: nn.Module | None) -> bool:
         return module is not None
     if module._modules or isinstance(module, _MATRIX_TYPES):
         return False
-    shapes = [shape_of(p) for p in module._parameters.values() if p is not None]
-    if any(math.prod(shape) != max(shape, default=1) for shape in shapes):
-        return False
     kind = type(module).__name__
     if _MATRIX_NAME.search(kind) or any(hasattr(module, a) for a in _MATRIX_ATTRIBUTES):
         return False
-    if _NORM_NAME.search(kind):
-        return True
+    named = _NORM_NAME.search(kind) is not None
+    if not named and not any(hasattr(module, e) for e in _EPSILONS):
+        return False  # before the shapes: each of a module's parameters asks, and it may hold many
+    shapes = [shape_of(p) for p in module._parameters.values() if p is not None]
+    if any(math.prod(shape) != max(shape, default=1) for shape in shapes):
+        return False
     # An epsilon alone says little of a 1 x n matrix: cosine classifiers have one too.
-    return any(hasattr(module, e) for e in _EPSILONS) and all(len(s) != 2 for s in shapes)
+    return named or all(len(s) != 2 for s in shapes)
 
 
 @dataclass

@@ -23,6 +23,7 @@ from fastclip import native
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
+SUFFIXES = (".cpp", ".h", ".cu")
 DTYPES = (
     torch.float32,
     torch.float64,
@@ -41,10 +42,12 @@ def build(folder: Path) -> ctypes.CDLL:
 def extension(folder: Path) -> tuple[ModuleType, ctypes.CDLL]:
     """(fastclip._native with the CUDA backend, the kernels' C interface in the same library)
 
-    Built in `folder`, where it is not there yet.
+    Built in `folder`, where it is not there yet or the sources are newer.
     """
     library = folder / "_native.so"
-    if not library.exists():
+    sources = [path for root in (CSRC, HERE) for path in root.rglob("*") if path.suffix in SUFFIXES]
+    newest = max(path.stat().st_mtime for path in sources)
+    if not library.exists() or library.stat().st_mtime < newest:
         _build_extension(folder, library)
     name = "cuda_on_host._native"
     spec = importlib.util.spec_from_file_location(name, library)

@@ -14,6 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
+import distributed_local_worker
 import torch
 import torch.distributed as dist
 from distributed_cases import (
@@ -248,7 +249,12 @@ def check_ddp_training():
     torch.testing.assert_close(weights, found)
 
 
-CHECKS = sorted(name for name in dict(globals()) if name.startswith("check_"))
+FUNCTIONS = {
+    name: function
+    for name, function in {**globals(), **vars(distributed_local_worker)}.items()
+    if name.startswith("check_")
+}
+CHECKS = sorted(FUNCTIONS)
 
 
 def run(rank: int, world: int, folder: Path) -> None:
@@ -263,7 +269,7 @@ def run(rank: int, world: int, folder: Path) -> None:
     errors = {}
     for name in CHECKS:
         try:
-            globals()[name]()
+            FUNCTIONS[name]()
             errors[name] = ""
         except Exception:  # whatever a check raises is what the test shows
             errors[name] = traceback.format_exc()

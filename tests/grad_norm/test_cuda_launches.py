@@ -58,6 +58,20 @@ def test_captured_launches_own_their_ticket(cuda_kernels):
     assert cuda_kernels.tickets_in_use() == 0
 
 
+def test_graphs_hold_any_number_of_norms(cuda_kernels):
+    """A ticket for each is set aside for 32,768 of them."""
+    kernels, x = Kernels(cuda_kernels), [torch.ones(4) for _ in range(PAGE + 1)]
+    cuda_kernels.set_device(3, 2, 0, True)
+    cuda_kernels.set_host_only(True)
+    for _ in range(1 << 14):
+        kernels.norm(x[:1])  # two norms each
+    cuda_kernels.set_host_only(False)
+    for count in (1, len(x)):  # of one page, and of two that share a ticket
+        assert kernels.norm(x[:count])["norm"] == 2 * count**0.5
+    assert cuda_kernels.tickets_in_use() == 0
+    cuda_kernels.set_device(3, 2, 0, False)
+
+
 def test_the_stand_in_sees_a_barrier_that_a_warp_misses(cuda_kernels):
     assert b"deadlock" in cuda_kernels.run_broken_kernel()
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from fastclip import param_groups
+from fastclip.groups import rules
 
 pytestmark = pytest.mark.core
 
@@ -193,3 +194,11 @@ def test_cost_is_linear_in_the_number_of_parameters():
 
     few, many = lines(20), lines(160)
     assert many < 9 * few
+
+
+def test_a_module_of_many_parameters_costs_no_more_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    shape_of = rules.shape_of
+    monkeypatch.setattr(rules, "shape_of", lambda p: seen.append(p) or shape_of(p))
+    param_groups(nn.ParameterList(torch.zeros(3) for _ in range(200)), lr=1.0)
+    assert len(seen) <= 10 * 200  # not 200 x 200

@@ -24,6 +24,8 @@ norm = fastclip.clip_grad_norm_(parameters[0], 1.0, 2.0, True, False)
 norm = fastclip.get_total_norm([p.grad for p in parameters if p.grad is not None])
 fastclip.clip_grads_with_norm_(parameters, 1.0, norm)
 fastclip.clip_grad_value_(parameters, 0.5)
+norm = fastclip.distributed.clip_grad_norm_(parameters, 1.0, groups=None, shared=[])
+norm = fastclip.distributed.get_total_norm(parameters, 2.0)
 norm = fastclip.clip_tensors_([torch.ones(2), torch.ones(3)], 1.0)
 
 fastclip.patch_torch()

@@ -24,6 +24,7 @@ ALLOWED = {
     "fastclip.norms": ("fastclip.names", "fastclip.ops", "fastclip.optimizers"),
     "fastclip.clipping": ("fastclip.ops", "fastclip.native", "fastclip.optimizers"),
     "fastclip.integrations": ("fastclip.clipping", "fastclip.norms", "fastclip.optimizers"),
+    "fastclip.distributed": ("fastclip.clipping", "fastclip.ops"),
     "fastclip.losses": ("fastclip.ops",),
     "fastclip.native": ("fastclip._native",),
     "fastclip.transfuse": ("fastclip",),

@@ -62,9 +62,10 @@ def test_sizes_and_windows(shape, window, weighted):
 
 @pytest.mark.parametrize(("logits", "window"), [(torch.float32, 301), (torch.float64, 31)])
 def test_several_blocks_each_way(logits, window):
-    shape = (1, 1, launch.STRIP_Y + 12, launch.BLOCK_X + 27)
-    assert window < 301 or window // 2 > max(launch.STRIP_Y, launch.BLOCK_X)
-    assert logits == torch.float32 or shape[2] > launch.GROUPS * launch.ROW_BYTES // 8
+    strip_y = launch.STRIP_BYTES // 4
+    shape = (1, 1, strip_y + 12, launch.BLOCK_X + 27)
+    assert window < 301 or window // 2 > max(strip_y, launch.BLOCK_X)
+    assert shape[2] > 16 * launch.ROW_BYTES // logits.itemsize  # groups that are read at a time
     check(*scene(shape, logits, soft=True), options=(window, 5.0, 1.0, True))
 
 

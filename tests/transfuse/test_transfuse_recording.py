@@ -7,8 +7,7 @@ import json
 import math
 import sqlite3
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +16,7 @@ import needs_train  # noqa: F401
 import numpy as np
 import pytest
 import torch
+from tiny import one_thread, tiny  # noqa: F401
 
 from fastclip.transfuse.config.recording import RecordingConfig, ReportConfig
 from fastclip.transfuse.config.train import TrainConfig
@@ -32,31 +32,9 @@ from fastclip.transfuse.training.trainer import Trainer
 pytestmark = pytest.mark.slow  # it trains
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def tiny(out: Path, **changes: Any) -> TrainConfig:
-    """Sixteen images of 32x32 in batches of four, for six steps."""
-    config = TrainConfig(
-        data="synthetic",
-        model="transfuse_t",
-        size="32x32",
-        out=out,
-        epochs=2,
-        max_steps=6,
-        batch_size=4,
-        lr=1e-3,
-        synthetic_images=16,
-        device="cpu",
-        norms_every=2,
-        report=False,
-    )
-    return replace(config, **changes)
+def recorded(out: Path, **changes: Any) -> TrainConfig:
+    """Six steps, with the norms of every second one."""
+    return tiny(out, **{"max_steps": 6, "norms_every": 2, "report": False} | changes)
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -109,7 +87,7 @@ def test_loggers_get_finite_numbers_only() -> None:
 
 def test_tensorboard_has_losses_rates_norms_of_layers_and_images(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    assert Trainer(tiny(tmp_path, tensorboard=True)).fit() == 0
+    assert Trainer(recorded(tmp_path, tensorboard=True)).fit() == 0
     events = accumulator.EventAccumulator(str(tmp_path))
     events.Reload()
     tags = events.Tags()
@@ -147,7 +125,7 @@ def test_wandb_gets_all_of_it_and_a_resumed_run_is_the_same_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = stand_in(monkeypatch, "wandb")
-    assert Trainer(tiny(tmp_path, wandb=True, project="polyps")).fit() == 0
+    assert Trainer(recorded(tmp_path, wandb=True, project="polyps")).fit() == 0
     assert calls[-1] == ("finish", None)
     options = calls[0][1]
     assert (options["project"], options["name"]) == ("polyps", tmp_path.name)
@@ -157,21 +135,21 @@ def test_wandb_gets_all_of_it_and_a_resumed_run_is_the_same_one(
     assert {"train/loss_2", "validation/dice", "norms/update_ratio"} <= names_in(logged)
     assert all("step" in values for values in logged)
     assert [v["step"] for v in logged if "validation/overlays" in v] == [4, 6]
-    Trainer(tiny(tmp_path, wandb=True, resume=True)).lock.release()
+    Trainer(recorded(tmp_path, wandb=True, resume=True)).lock.release()
     again = [options for kind, options in calls if kind == "init"][1]
     assert again["id"] == options["id"]
-    Trainer(tiny(tmp_path, wandb=True, overwrite=True)).lock.release()
+    Trainer(recorded(tmp_path, wandb=True, overwrite=True)).lock.release()
     other = [options for kind, options in calls if kind == "init"][2]
     assert other["id"] != options["id"]
 
 
 def test_trackio_gets_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = stand_in(monkeypatch, "trackio")
-    assert Trainer(tiny(tmp_path, trackio=True)).fit() == 0
+    assert Trainer(recorded(tmp_path, trackio=True)).fit() == 0
     assert calls[0][1]["resume"] == "never"
     logged = [values for kind, values in calls if kind == "log"]
     assert {"train/lr", "validation/iou", "norms/grad_norm"} <= names_in(logged)
-    Trainer(tiny(tmp_path, trackio=True, resume=True)).lock.release()
+    Trainer(recorded(tmp_path, trackio=True, resume=True)).lock.release()
     assert [o["resume"] for kind, o in calls if kind == "init"] == ["never", "allow"]
 
 
@@ -180,7 +158,7 @@ def test_wandb_itself_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    assert Trainer(tiny(tmp_path, wandb=True)).fit() == 0
+    assert Trainer(recorded(tmp_path, wandb=True)).fit() == 0
     (kept,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     content = kept.read_bytes()
     assert b"train/loss_2" in content
@@ -194,7 +172,7 @@ def test_trackio_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     if Path(trackio.utils.TRACKIO_DIR) != tmp_path / "kept":
         pytest.skip("trackio was imported before, and keeps its folder")
     out = tmp_path / "run"
-    assert Trainer(tiny(out, trackio=True, project="polyps")).fit() == 0
+    assert Trainer(recorded(out, trackio=True, project="polyps")).fit() == 0
     (file,) = (tmp_path / "kept").glob("polyps*.db")
     with sqlite3.connect(file) as database:
         text = str(database.execute("select metrics from metrics").fetchall())
@@ -225,7 +203,7 @@ def test_a_logger_that_does_not_start_is_an_error_of_one_line(
 
 
 def test_norms_of_layers_are_those_of_the_steps(tmp_path: Path) -> None:
-    trainer = Trainer(tiny(tmp_path))
+    trainer = Trainer(recorded(tmp_path))
     seen: list[tuple[float, float]] = []
     inner = trainer.train_step
 
@@ -248,8 +226,8 @@ def test_norms_of_layers_are_those_of_the_steps(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_norms_of_a_resumed_run_equal_those_of_a_whole_one(tmp_path: Path) -> None:
-    assert Trainer(tiny(tmp_path / "whole")).fit() == 0
-    first = Trainer(tiny(tmp_path / "parts"))
+    assert Trainer(recorded(tmp_path / "whole")).fit() == 0
+    first = Trainer(recorded(tmp_path / "parts"))
     inner = first.train_step
 
     def train_step(images: torch.Tensor, masks: torch.Tensor) -> Any:
@@ -258,12 +236,12 @@ def test_norms_of_a_resumed_run_equal_those_of_a_whole_one(tmp_path: Path) -> No
 
     first.train_step = train_step  # type: ignore[method-assign]
     assert first.fit() == 130
-    assert Trainer(tiny(tmp_path / "parts", resume=True)).fit() == 0
+    assert Trainer(recorded(tmp_path / "parts", resume=True)).fit() == 0
     assert (tmp_path / "parts/norms.csv").read_text() == (tmp_path / "whole/norms.csv").read_text()
 
 
 def test_flags_leave_norms_and_report_out(tmp_path: Path) -> None:
-    assert Trainer(tiny(tmp_path, norms_every=0)).fit() == 0
+    assert Trainer(recorded(tmp_path, norms_every=0)).fit() == 0
     assert not (tmp_path / "norms.csv").exists()
     assert not (tmp_path / "report.html").exists()
     with pytest.raises(ValueError, match="--norms-every must be 0 or more, got -1"):
@@ -274,11 +252,11 @@ def test_flags_leave_norms_and_report_out(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_overwrite_removes_what_a_report_was_made_of_and_nothing_else(tmp_path: Path) -> None:
-    assert Trainer(tiny(tmp_path, report=True)).fit() == 0
+    assert Trainer(recorded(tmp_path, report=True)).fit() == 0
     mine = [tmp_path / "mine.csv", tmp_path / "cases" / "mine.png"]
     for file in mine:
         file.write_bytes(b"")
-    Trainer(tiny(tmp_path, overwrite=True)).lock.release()
+    Trainer(recorded(tmp_path, overwrite=True)).lock.release()
     left = {f.name for f in tmp_path.rglob("*") if f.is_file()}
     assert {"mine.csv", "mine.png"} <= left
     gone = {"report.html", "report.json", "images.csv", "norms.csv", "worst-1.png", "best-1.png"}
@@ -289,7 +267,7 @@ def test_overwrite_removes_what_a_report_was_made_of_and_nothing_else(tmp_path: 
 def test_the_report_of_a_run_is_of_its_best_checkpoint_and_can_be_made_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert Trainer(tiny(tmp_path, report=True)).fit() == 0
+    assert Trainer(recorded(tmp_path, report=True)).fit() == 0
     page = (tmp_path / "report.html").read_bytes()
     best = load_checkpoint(tmp_path / "best.pt")
     dice = [float(row["dice"]) for row in rows_of(tmp_path / "images.csv")]
@@ -333,7 +311,7 @@ def test_units_of_time_and_memory() -> None:
 def test_progress_tells_memory_and_time_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert Trainer(tiny(tmp_path)).fit() == 0
+    assert Trainer(recorded(tmp_path)).fit() == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step 1:")]
     assert line.endswith(" left")
     assert "iB  " in line

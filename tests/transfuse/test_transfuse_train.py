@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from typing import Any
 import needs_train  # noqa: F401
 import pytest
 import torch
+from tiny import one_thread, tiny  # noqa: F401
 
 from fastclip.transfuse import ARCHITECTURES
 from fastclip.transfuse.config.checks import uses_bf16
-from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data.synthetic import synthetic_samples
 from fastclip.transfuse.errors import RunError
 from fastclip.transfuse.measuring.evaluate import evaluate
@@ -29,35 +28,6 @@ from fastclip.transfuse.storage.checkpoint import (
     load_model,
 )
 from fastclip.transfuse.training.trainer import Trainer
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Images of 32x32 are too small to share out, and threads that wait disturb other tests."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def tiny(out: Path, **changes: Any) -> TrainConfig:
-    """Sixteen images of 32x32 in batches of four: four steps an epoch."""
-    config = TrainConfig(
-        data="synthetic",
-        model="transfuse_t",
-        size="32x32",
-        out=out,
-        epochs=2,
-        batch_size=4,
-        lr=1e-3,
-        optimizer="adamw",
-        weight_decay=0.05,
-        schedule="cosine",
-        warmup_steps=2,
-        synthetic_images=16,
-        device="cpu",
-    )
-    return replace(config, **changes)
 
 
 def weights_of(file: Path) -> dict[str, torch.Tensor]:

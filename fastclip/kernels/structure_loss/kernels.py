@@ -1,4 +1,4 @@
-"""Triton kernels of the structure loss that see pixels, in the order of their launches.
+"""Triton kernels of the structure loss that see logits, in the order of their launches.
 
 Notation: m mask, x logit, s = sigmoid(x), w boundary weight, v weight of the BCE term (w, or 1 for
 a plain mean), u a pixel's IoU loss, p weight of a positive; REAL is the dtype of all arithmetic but
@@ -6,7 +6,8 @@ that of long sums; an image is one channel of one of the batch.
 
 A window's sum slides: it is the running sum of (pixel that enters - pixel that leaves), so a pixel
 costs two loads in each direction at any window, and rounding errors are those of one window, not of
-a whole row. All sums have a fixed order: nothing is added atomically.
+a whole row. All sums have a fixed order: only tickets are counted atomically, which tell the
+program that comes last to add up what the others have stored.
 """
 
 # Triton gives types to the arguments of its functions when it compiles them.
@@ -28,51 +29,7 @@ from fastclip.kernels.structure_loss.tile import (
     weigh,
     window_before,
 )
-
-
-@triton.jit
-def column_sums(
-    columns,  # [images, height, width] REAL, written
-    mask,  # [images, height, width]
-    valid,  # [batch, channels, height, width] with strides for batch and channels
-    valid_batch_stride,
-    valid_channel_stride,
-    channels,
-    height,
-    width,
-    radius,  # < height
-    REAL: tl.constexpr,
-    HAS_VALID: tl.constexpr,
-    BLOCK_Y: tl.constexpr,
-    BLOCK_X: tl.constexpr,
-):
-    """A program walks down BLOCK_X columns of an image, BLOCK_Y rows at a time."""
-    strips = (width + BLOCK_X - 1) // BLOCK_X
-    image = (tl.program_id(0) // strips).to(tl.int64)
-    x = (tl.program_id(0) % strips * BLOCK_X + tl.arange(0, BLOCK_X))[None, :]
-    rows = tl.arange(0, BLOCK_Y)[:, None]
-    columns += image * height * width
-    mask += image * height * width
-    valid += image // channels * valid_batch_stride + image % channels * valid_channel_stride
-
-    before = tl.zeros([1, BLOCK_X], REAL)  # the window of the row above the first
-    for y0 in range(0, radius, BLOCK_Y):
-        y = y0 + rows
-        at = y.to(tl.int64) * width + x
-        m, _ = read_mask(mask, valid, at, (y < radius) & (x < width), REAL, HAS_VALID)
-        before += tl.sum(m, axis=0, keep_dims=True)
-    for y0 in range(0, height, BLOCK_Y):
-        y = y0 + rows
-        at = y.to(tl.int64) * width + x
-        below = at + tl.cast(radius, tl.int64) * width
-        above = at - tl.cast(radius + 1, tl.int64) * width
-        inside = (y < height) & (x < width)
-        enters, leaves = inside & (y + radius < height), inside & (y > radius)
-        entering, _ = read_mask(mask, valid, below, enters, REAL, HAS_VALID)
-        leaving, _ = read_mask(mask, valid, above, leaves, REAL, HAS_VALID)
-        steps = entering - leaving
-        tl.store(columns + at, before + tl.cumsum(steps, axis=0), mask=inside)
-        before += tl.sum(steps, axis=0, keep_dims=True)
+from fastclip.kernels.structure_loss.totals import finish_image, weighted_total
 
 
 @triton.jit
@@ -80,10 +37,27 @@ def image_sums(
     # [images, groups, slots] float64, written: 3 slots for every head, 2 for all together
     partial,
     slots,
-    heads,  # tuple of [images, height, width]
+    loss,  # [heads, images], written
+    sums,  # [heads, images, 4] float64, written
+    total,  # one REAL: written where this is the FIRST launch, added to by the others
+    tickets,  # [images + 1] int32: zeros
+    images,
+    factor_0: tl.float64,  # of each head in the total
+    factor_1: tl.float64,
+    factor_2: tl.float64,
+    factor_3: tl.float64,
+    heads,  # tuple of [batch, channels, height, width] with strides for each, of all the same
+    head_batch_stride,
+    head_channel_stride,
+    head_row_stride,
+    head_pixel_stride,
     columns,  # [images, height, width] REAL
-    mask,  # [images, height, width]
-    valid,  # as above
+    mask,  # [batch, channels, height, width] with strides for each
+    mask_batch_stride,
+    mask_channel_stride,
+    mask_row_stride,
+    mask_pixel_stride,
+    valid,  # as above, with strides for batch and channels
     valid_batch_stride,
     valid_channel_stride,
     channels,
@@ -100,6 +74,8 @@ def image_sums(
     REAL: tl.constexpr,
     HAS_VALID: tl.constexpr,
     SLOTS: tl.constexpr,
+    HAS_TOTAL: tl.constexpr,
+    FIRST: tl.constexpr,
     IS_WIDE: tl.constexpr,  # a float32 sum over so wide a row would lose digits
     PIECE: tl.constexpr,  # blocks that are summed in REAL, then
     ROWS: tl.constexpr,
@@ -109,7 +85,11 @@ def image_sums(
 
     Where the IoU is formed per pixel those of w s m, w s and w m are w u, nothing and w.
     """
-    image, rows, row = rows_of_program(height, width, ROWS)
+    image, y, rows, row = rows_of_program(height, width, ROWS)
+    mask_row = image // channels * mask_batch_stride + image % channels * mask_channel_stride
+    mask_row += y * mask_row_stride
+    head_row = image // channels * head_batch_stride + image % channels * head_channel_stride
+    head_row += y * head_row_stride
     valid += image // channels * valid_batch_stride + image % channels * valid_channel_stride
     valid -= image * height * width  # as row counts from the first image
     slot = tl.arange(0, SLOTS)
@@ -117,19 +97,21 @@ def image_sums(
     p = tl.load(pos_weight + image % channels) if HAS_POS_WEIGHT else 1.0
 
     before = window_before(columns, row, rows, radius, REAL, BLOCK_X)
-    sums = tl.zeros([SLOTS], REAL)
+    parts = tl.zeros([SLOTS], REAL)
     if IS_WIDE:
-        at = partial + tl.program_id(0).to(tl.int64) * slots + slot
-        tl.store(at, sums, mask=slot < common + 2)
+        long = partial + tl.program_id(0).to(tl.int64) * slots + slot
+        tl.store(long, parts, mask=slot < common + 2)
     for x0 in range(0, width, BLOCK_X):
         x = x0 + tl.arange(0, BLOCK_X)[None, :]
         inside = rows & (x < width)
         box, before = slide(columns, row, x, inside, before, width, radius)
-        m, exists = read_mask(mask, valid, row + x, inside, REAL, HAS_VALID)
+        across = x.to(tl.int64)
+        m_at, at = mask_row + across * mask_pixel_stride, head_row + across * head_pixel_stride
+        m, exists = read_mask(mask, m_at, valid, row + x, inside, REAL, HAS_VALID)
         w = weigh(box, m, exists, share, boundary_weight, REAL)
         v = w if WEIGHTED_BCE else exists.to(REAL)
         for h in tl.static_range(len(heads)):
-            logit = tl.load(heads[h] + row + x, mask=exists, other=0).to(REAL)
+            logit = tl.load(heads[h] + at, mask=exists, other=0).to(REAL)
             e, r, s = sigmoid(logit)
             # Torch's terms, so that an infinite logit gives its infinity or its NaN.
             if HAS_POS_WEIGHT:
@@ -137,32 +119,56 @@ def image_sums(
                 bce = (1 - m) * (logit - below + log) + p * m * (log - below)
             else:
                 bce = (1 - m) * logit - tl.minimum(logit, 0.0) + log1p(e, REAL)
-            sums += tl.where(slot == 3 * h, tl.sum(v * bce), 0.0)
+            parts += tl.where(slot == 3 * h, tl.sum(v * bce), 0.0)
             if PIXEL_IOU:
                 # 1 - s from its own terms keeps its digits near 0.
                 u = pixel_iou_loss(s, tl.where(logit >= 0, e * r, r), m, smooth, REAL)
-                sums += tl.where(slot == 3 * h + 1, tl.sum(w * u), 0.0)
+                parts += tl.where(slot == 3 * h + 1, tl.sum(w * u), 0.0)
             else:
                 ws = w * s
-                sums += tl.where(slot == 3 * h + 1, tl.sum(ws * m), 0.0)
-                sums += tl.where(slot == 3 * h + 2, tl.sum(ws), 0.0)
-        sums += tl.where(slot == common, tl.sum(v), 0.0)
-        sums += tl.where(slot == common + 1, tl.sum(w if PIXEL_IOU else w * m), 0.0)
+                parts += tl.where(slot == 3 * h + 1, tl.sum(ws * m), 0.0)
+                parts += tl.where(slot == 3 * h + 2, tl.sum(ws), 0.0)
+        parts += tl.where(slot == common, tl.sum(v), 0.0)
+        parts += tl.where(slot == common + 1, tl.sum(w if PIXEL_IOU else w * m), 0.0)
         if IS_WIDE:  # noqa: SIM102 (this alone is known when it is compiled)
             if (x0 // BLOCK_X) % PIECE == PIECE - 1:
-                so_far = tl.load(at, mask=slot < common + 2, other=0)
-                tl.store(at, so_far + sums, mask=slot < common + 2)
-                sums = tl.zeros([SLOTS], REAL)
+                so_far = tl.load(long, mask=slot < common + 2, other=0)
+                tl.store(long, so_far + parts, mask=slot < common + 2)
+                parts = tl.zeros([SLOTS], REAL)
     if IS_WIDE:
-        sums = sums + tl.load(at, mask=slot < common + 2, other=0)
-    partial += tl.program_id(0).to(tl.int64) * slots
-    tl.store(partial + slot, sums, mask=slot < common + 2)
+        parts = parts + tl.load(long, mask=slot < common + 2, other=0)
+    mine = partial + tl.program_id(0).to(tl.int64) * slots
+    tl.store(mine + slot, parts, mask=slot < common + 2)
+
+    groups = (height + ROWS - 1) // ROWS
+    tl.debug_barrier()  # all lanes have stored before one of them says so
+    if tl.atomic_add(tickets + image, 1, sem="acq_rel") == groups - 1:
+        tl.store(tickets + image, 0)  # for the launch of more heads
+        finish_image(
+            loss + image,
+            sums + image * 4,
+            partial + image * groups * slots,
+            *(slots, images, groups, smooth),
+            HEADS=len(heads),
+            PIXEL_IOU=PIXEL_IOU,
+            SLOTS=SLOTS,
+        )
+        if HAS_TOTAL:
+            tl.debug_barrier()
+            if tl.atomic_add(tickets + images, 1, sem="acq_rel") == images - 1:
+                tl.store(tickets + images, 0)
+                factors = (factor_0, factor_1, factor_2, factor_3)
+                weighted_total(total, loss, images, factors, HEADS=len(heads), FIRST=FIRST)
 
 
 @triton.jit
 def gradients(
-    grads,  # tuple of [images, height, width], written
-    heads,  # tuple of [images, height, width]
+    grads,  # tuple of tensors as the heads, written
+    heads,  # tuple of [batch, channels, height, width] with strides for each, of all the same
+    head_batch_stride,
+    head_channel_stride,
+    head_row_stride,
+    head_pixel_stride,
     sums,  # [heads, images, 4] float64
     images,
     upstream,  # [heads, batch, channels] with strides for each
@@ -174,8 +180,12 @@ def gradients(
     factor_2: tl.float64,
     factor_3: tl.float64,
     columns,  # [images, height, width] REAL
-    mask,  # [images, height, width]
-    valid,  # as above
+    mask,  # [batch, channels, height, width] with strides for each
+    mask_batch_stride,
+    mask_channel_stride,
+    mask_row_stride,
+    mask_pixel_stride,
+    valid,  # as above, with strides for batch and channels
     valid_batch_stride,
     valid_channel_stride,
     channels,
@@ -195,7 +205,11 @@ def gradients(
     BLOCK_X: tl.constexpr,
 ):
     """A program writes the gradients of every head over a group of ROWS rows."""
-    image, rows, row = rows_of_program(height, width, ROWS)
+    image, y, rows, row = rows_of_program(height, width, ROWS)
+    mask_row = image // channels * mask_batch_stride + image % channels * mask_channel_stride
+    mask_row += y * mask_row_stride
+    head_row = image // channels * head_batch_stride + image % channels * head_channel_stride
+    head_row += y * head_row_stride
     valid += image // channels * valid_batch_stride + image % channels * valid_channel_stride
     valid -= image * height * width  # as row counts from the first image
     upstream += image // channels * upstream_batch_stride
@@ -204,11 +218,11 @@ def gradients(
     factors = ()
     for h in tl.static_range(len(heads)):
         up = tl.load(upstream + h * upstream_head_stride) * tl.cast(head_factors[h], REAL)
-        at = sums + (h * images + image) * 4
+        own = sums + (h * images + image) * 4
         if PIXEL_IOU:
-            factors += (pixel_gradient_factors(at, up, REAL),)
+            factors += (pixel_gradient_factors(own, up, REAL),)
         else:
-            factors += (image_gradient_factors(at, up, smooth, REAL),)
+            factors += (image_gradient_factors(own, up, smooth, REAL),)
     p = tl.load(pos_weight + image % channels) if HAS_POS_WEIGHT else 1.0
 
     before = window_before(columns, row, rows, radius, REAL, BLOCK_X)
@@ -216,13 +230,15 @@ def gradients(
         x = x0 + tl.arange(0, BLOCK_X)[None, :]
         inside = rows & (x < width)
         box, before = slide(columns, row, x, inside, before, width, radius)
-        m, exists = read_mask(mask, valid, row + x, inside, REAL, HAS_VALID)
+        across = x.to(tl.int64)
+        m_at, at = mask_row + across * mask_pixel_stride, head_row + across * head_pixel_stride
+        m, exists = read_mask(mask, m_at, valid, row + x, inside, REAL, HAS_VALID)
         w = weigh(box, m, exists, share, boundary_weight, REAL)
         v = w if WEIGHTED_BCE else exists.to(REAL)
         for h in tl.static_range(len(heads)):
             a, b, c = factors[h]
-            e, r, s = sigmoid(tl.load(heads[h] + row + x, mask=exists, other=0).to(REAL))
+            e, r, s = sigmoid(tl.load(heads[h] + at, mask=exists, other=0).to(REAL))
             d_bce = (1 - m) * s - p * m * (1 - s) if HAS_POS_WEIGHT else s - m
             d_iou = b * pixel_iou_slope(s, m, smooth, REAL) if PIXEL_IOU else b - c * m
             grad = a * v * d_bce + d_iou * w * (e * r * r)  # s (1 - s) = e r r
-            tl.store(grads[h] + row + x, grad, mask=inside)
+            tl.store(grads[h] + at, grad, mask=inside)

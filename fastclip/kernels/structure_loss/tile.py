@@ -9,17 +9,18 @@ import triton.language as tl
 
 @triton.jit
 def rows_of_program(height, width, ROWS: tl.constexpr):
-    """This program's image, which of its ROWS rows exist, and their offsets: both [ROWS, 1]."""
+    """This program's image, its ROWS rows, which of them exist, and where they begin in a
+    contiguous map: [ROWS, 1] each."""
     groups = (height + ROWS - 1) // ROWS
     image = (tl.program_id(0) // groups).to(tl.int64)
     y = (tl.program_id(0) % groups * ROWS + tl.arange(0, ROWS))[:, None]
-    return image, y < height, (image * height + y) * width
+    return image, y.to(tl.int64), y < height, (image * height + y) * width
 
 
 @triton.jit
-def read_mask(mask, valid, at, inside, REAL: tl.constexpr, HAS_VALID: tl.constexpr):
+def read_mask(mask, m_at, valid, at, inside, REAL: tl.constexpr, HAS_VALID: tl.constexpr):
     """The mask, zero where a pixel does not exist, and whether it does."""
-    m = tl.load(mask + at, mask=inside, other=0).to(REAL)
+    m = tl.load(mask + m_at, mask=inside, other=0).to(REAL)
     if HAS_VALID:
         inside = inside & (tl.load(valid + at, mask=inside, other=0) != 0)
         m = tl.where(inside, m, 0.0)  # NaN counts nowhere either

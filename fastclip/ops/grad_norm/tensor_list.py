@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from fastclip.ops.grad_norm.sorting import is_dtensor
+
 DTYPES = (
     torch.float32,
     torch.float64,
@@ -24,6 +26,9 @@ class PythonTensorList:
 
     def __init__(self, tensors: Iterable[Tensor], take_grads: bool) -> None:
         if take_grads:
+            tensors = list(tensors)
+            if any(p.grad is None and is_dtensor(p) and p.requires_grad for p in tensors):
+                raise NotImplementedError("a gradient that other ranks may have")
             tensors = [p.grad for p in tensors if p.grad is not None]
         self.tensors = list(tensors)
         self.dtypes = 0

@@ -17,7 +17,13 @@ from fastclip import native
 from fastclip.ops.structure_loss import cpu
 from fastclip.ops.structure_loss import triton as gpu
 from fastclip.ops.structure_loss.reference import structure_loss_ref
-from fastclip.ops.structure_loss.shared import Options, check_memory, is_eager, outputs
+from fastclip.ops.structure_loss.shared import (
+    Options,
+    check_memory,
+    gradients_of,
+    is_eager,
+    outputs,
+)
 from fastclip.ops.structure_loss.transforms import Transformed, batched_backward
 
 _OPTIONS = "int window, float boundary_weight, float smooth, bool weighted_bce, "
@@ -75,7 +81,8 @@ def _tensors(logits: Sequence[Tensor], mask: Tensor, valid: Tensor | None) -> li
 
 
 def implementation(device: str) -> tuple[str, str]:
-    """(name, why it is not a kernel) of what runs on a device type."""
+    """(name, why it is not a kernel) of what runs on a device, such as "cpu" or "cuda:1"."""
+    device = device.partition(":")[0]
     if device in gpu.DEVICES:
         return ("triton", "") if gpu.HAS_TRITON else ("reference", "triton is not installed")
     if device != "cpu":
@@ -103,6 +110,8 @@ def _fake_forward(
 def _fake_backward(
     grad_loss: Tensor, sums: Tensor, columns: Tensor, logits: Sequence[Tensor], *rest: Any
 ) -> list[Tensor]:
+    if logits[0].device.type in gpu.DEVICES:
+        return gradients_of(logits)
     return [torch.empty_like(head, memory_format=torch.contiguous_format) for head in logits]
 
 

@@ -91,6 +91,19 @@ def outputs(
     )
 
 
+def gradients_of(logits: Sequence[Tensor]) -> list[Tensor]:
+    """Memory for the gradients on a GPU: as the logits lie, where all lie in one way, without gaps
+    and row by row or channels last; else contiguous."""
+    first = logits[0]
+    is_dense = first.is_contiguous() or first.is_contiguous(memory_format=torch.channels_last)
+    if is_dense and all(head.stride() == first.stride() for head in logits):
+        return [
+            torch.empty_strided(first.shape, first.stride(), dtype=first.dtype, device=first.device)
+            for _ in logits
+        ]
+    return [torch.empty_like(head, memory_format=torch.contiguous_format) for head in logits]
+
+
 def goes_through_op(upstream: Tensor) -> bool:
     """Whether the gradient of a total is for the op: batched, or recorded, for which it raises."""
     return torch._C._functorch.is_legacy_batchedtensor(upstream) or torch.is_grad_enabled()

@@ -1,6 +1,6 @@
 """`structure_loss` through Triton: the ops, and the eager path to the total.
 
-The eager path is five launches, forward and backward. Through the op, torch weighs and adds up the
+The eager path is three launches, forward and backward. Through the op, torch weighs and adds up the
 losses, which for three weighted heads is a dozen launches more, of numbers and not of maps. Traced
 code, tensor subclasses and torch.func go through the op.
 """
@@ -18,6 +18,7 @@ from fastclip.ops.structure_loss.shared import (
     Options,
     each_upstream,
     goes_through_op,
+    gradients_of,
     outputs,
     readable,
 )
@@ -93,9 +94,9 @@ class _Total(torch.autograd.Function):
         loss, sums, columns = outputs(logits, mask, mask.shape)
         value = loss.new_empty(())
         with torch.accelerator.device_index(mask.device.index):
-            inputs = (*_readable(logits, mask, valid), *_complete((*numbers, pos_weight)))
+            options = _complete((*numbers, pos_weight))
+            inputs = (*_readable(logits, mask, valid), *options, value, factors)
             kernels.forward(loss, sums, columns, *inputs)
-            kernels.total(value, loss, factors)
         ctx.factors, ctx.numbers = factors, numbers
         ctx.save_for_backward(sums, columns, mask, valid, pos_weight, *logits)
         return value
@@ -124,7 +125,7 @@ def _gradients(
 ) -> list[Tensor]:
     from fastclip.kernels.structure_loss import launch as kernels
 
-    grads = [torch.empty_like(h, memory_format=torch.contiguous_format) for h in logits]
+    grads = gradients_of(logits)
     with torch.accelerator.device_index(sums.device.index):
         inputs = (*_readable(logits, mask, valid), *_complete(options))
         kernels.backward(grads, readable("grad_loss", grad_loss), factors, sums, columns, *inputs)

@@ -1,8 +1,9 @@
 """The op `unit_clip`: adaptive gradient clipping, each unit by the ratio of its two norms.
 
-Implementation on the CPU: the native core; on a GPU Triton's kernel, one launch for all. Everything
-else (units with gaps in their memory, float64 on a GPU, subclasses, gradients that share memory,
-code that is traced or observed) goes to the reference, which waits for no GPU.
+Implementation on the CPU: the native core, for plain tensors and the shards of DTensors
+(sharded.py); on a GPU Triton's kernel, one launch for all. Everything else (units with gaps in
+their memory, float64 on a GPU, other subclasses, gradients that share memory, code that is traced
+or observed) goes to the reference, which waits for no GPU.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from fastclip import native
 from fastclip.ops import observed
 from fastclip.ops.grad_norm import backends
 from fastclip.ops.grad_norm.gpu import tables
-
-_GRAD_FLOOR = 1e-6  # of the norm that divides, as in the published code
+from fastclip.ops.unit_clip import sharded
+from fastclip.ops.unit_clip.reference import clip_units_ref_
 
 
 def clip_units_(parameters: Iterable[Tensor], clipping: float, eps: float) -> None:
@@ -33,6 +34,7 @@ def _by_core_(parameters: list[Tensor], clipping: float, eps: float) -> None:
     if native.core is not None:
         written, parameters = native.core.clip_units(parameters, clipping, eps)
         torch.autograd.graph.increment_version(written)
+    parameters = sharded.clip_units_(parameters, clipping, eps)
     if any(tables.is_for_triton(p.device) for p in parameters) and backends.has_triton():
         from fastclip.ops.unit_clip.triton import clip_units_ as clip_on_gpus_  # imports triton
 
@@ -44,29 +46,6 @@ def _by_reference_(parameters: list[Tensor], clipping: float, eps: float) -> Non
     for p in parameters:
         if p.grad is not None:
             clip_units_ref_(p, p.grad, clipping, eps)
-
-
-@torch.no_grad()
-def clip_units_ref_(weight: Tensor, grad: Tensor, clipping: float, eps: float) -> None:
-    """The same for one pair, in plain torch; in float64 where the device has it."""
-    limit = clipping * _unit_norms(weight).clamp(min=eps)
-    norm = _unit_norms(grad)
-    within = (norm <= limit) & ~norm.isinf()
-    grad.mul_(torch.where(within, 1.0, limit / norm.clamp(min=_GRAD_FLOOR)))
-
-
-def _unit_norms(x: Tensor) -> Tensor:
-    """The norm of each unit, shaped to broadcast; the square of no float32 leaves float64."""
-    x = x.detach()
-    dims = tuple(range(1, x.ndim)) if x.ndim > 1 else None
-    if x.device.type == "mps":
-        return torch.linalg.vector_norm(x.float(), dim=dims, keepdim=x.ndim > 1)
-    if x.dtype == torch.float64 and x.numel():
-        largest = x.abs().amax(dim=dims, keepdim=x.ndim > 1) if dims else x.abs().amax()
-        scale = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)
-        return torch.linalg.vector_norm(x / scale, dim=dims, keepdim=x.ndim > 1) * scale
-    wide = torch.complex128 if x.is_complex() else torch.float64
-    return torch.linalg.vector_norm(x, dim=dims, keepdim=x.ndim > 1, dtype=wide)
 
 
 def implementation(device: str) -> tuple[str, str]:

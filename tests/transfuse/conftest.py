@@ -1,0 +1,26 @@
+"""A finished run of one step, for the tests that need one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def one_step(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one step."""
+    from short_run import short  # here: another extra may be missing
+
+    from fastclip.transfuse.training.trainer import Trainer
+
+    folder = tmp_path_factory.mktemp("run")
+    assert Trainer(short(folder, max_steps=1)).fit() == 0
+    return folder
+
+
+@pytest.fixture
+def out(one_step: Path, tmp_path: Path) -> Path:
+    """A copy of that run."""
+    return Path(shutil.copytree(one_step, tmp_path / "run"))
