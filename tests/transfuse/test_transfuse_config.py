@@ -15,6 +15,7 @@ import yaml
 from fastclip.arguments.parse import parse
 from fastclip.cli import main
 from fastclip.transfuse.config.train import SUBJECTS, TrainConfig
+from fastclip.transfuse.distributed.launch import read_launch
 from fastclip.transfuse.storage.checkpoint import load_checkpoint
 from fastclip.transfuse.storage.provenance import NOT_KEPT, commit, write_config
 
@@ -137,7 +138,7 @@ def test_the_commit_is_that_of_a_checkout(tmp_path: Path) -> None:
     assert commit(package) == git("rev-parse", "HEAD") + "+changes"
 
 
-def test_torchrun_is_refused_by_name(
+def test_half_an_environment_of_torchrun_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -146,6 +147,51 @@ def test_torchrun_is_refused_by_name(
     (line,) = capsys.readouterr().err.splitlines()
     assert "torchrun" in line
     assert "WORLD_SIZE=2" in line
+    assert "without MASTER_ADDR, MASTER_PORT" in line
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert main([*TINY, "--out", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("RANK", "2"), ("RANK", "one"), ("WORLD_SIZE", "-2"), ("MASTER_PORT", "0")]
+)
+def test_a_launch_of_wrong_numbers_is_refused(name: str, value: str) -> None:
+    right = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}
+    launch = read_launch(right)
+    assert launch is not None
+    assert (launch.rank, launch.world, launch.local_rank, launch.local_world) == (1, 2, 1, 2)
+    with pytest.raises(ValueError, match=f"{name}={value} in the environment"):
+        read_launch({**right, name: value})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("evaluate", "--checkpoint", "best.pt", "--data", "synthetic"),
+        ("predict", "--checkpoint", "best.pt", "--images", "x.png", "--out", "masks"),
+        ("export", "best.pt"),
+        ("report", "--run", "run"),
+        ("download", "--name", "kvasir-seg"),
+    ],
+)
+def test_commands_that_nothing_divides_are_refused_under_torchrun(
+    arguments: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    launch = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    assert main([*arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "WORLD_SIZE=2" in line
+    assert "only `fastclip train` divides" in line
+
+
+def test_fsdp_is_refused_with_what_to_use(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--fsdp"]) == 2
+    assert "start torchrun" in capsys.readouterr().err

@@ -181,3 +181,16 @@ def test_the_best_by_a_metric_and_patience() -> None:
 
 def test_create_model_has_no_checkpointing_by_itself() -> None:
     assert not create_model("transfuse_t").transformer.checkpointing
+
+
+def test_frozen_parameters_train_later_with_momentum_too(tmp_path: Path) -> None:
+    made = learner(tmp_path, optimizer="sgd", freeze=("resnet",), freeze_epochs=1)
+    weight = made.model.resnet.conv1.weight
+    before = weight.detach().clone()
+    for epoch in range(2):
+        made.begin_epoch(epoch)
+        assert torch.equal(weight, before)
+        made.step(*batch(), epoch)
+    assert not torch.equal(weight, before)
+    gradient = made.optimizer.state[weight]["momentum_buffer"]
+    assert torch.allclose(before - weight, gradient * made.config.lr, rtol=1e-3, atol=1e-8)

@@ -21,7 +21,16 @@ class DistributedConfig:
     ddp_timeout: float = 10.0
     """Minutes to wait for a process that does not answer; then all of them end."""
 
+    fsdp: bool = False
+    """Refused: the weights of a TransFuse are replicated, and fit any GPU that trains one."""
+
     def check(self) -> None:
         """Raise ValueError with the flag, its value and what was expected."""
+        if self.fsdp:
+            raise ValueError(
+                "--fsdp: the weights of a TransFuse are replicated, not sharded; with gradients "
+                "and optimizer they take less than 3 GB. Leave it out and start torchrun; to "
+                "shard a network of your own, see examples/fsdp2.py"
+            )
         valid = 0 < self.ddp_timeout < math.inf
         require(self, "ddp_timeout", valid, "more than 0 and finite")

@@ -31,7 +31,8 @@ class OptimizationConfig:
     best_by: Literal["dice", "iou", "accuracy", "loss"] = "dice"
     """What best.pt is the best by, on the validation images; of the loss the lowest."""
     batch_size: int = 16
-    """Images in memory at a time; an incomplete last step is left out."""
+    """Images in memory at a time, those of all processes of torchrun together; an incomplete last
+    step is left out."""
     accumulate: int = 1
     """Batches whose gradients make one step, which then sees batch-size times as many images."""
     lr: float = 7e-5
@@ -198,8 +199,8 @@ class AugmentationConfig:
     multi_scale: tuple[float, ...] = ()
     """Factors on the size, e.g. 0.75 1 1.25: each step draws one of them."""
     workers: int = 0
-    """Processes that fetch (and, with --augment-on workers, augment) images; they live as long as
-    the run. The images themselves are kept decoded in memory."""
+    """Subprocesses that fetch (and, with --augment-on workers, augment) images, of each process of
+    torchrun; they live as long as the run. The images themselves are kept decoded in memory."""
 
     def check(self) -> None:
         """Raise ValueError with the flag, its value and what was expected."""

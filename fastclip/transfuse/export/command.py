@@ -8,6 +8,7 @@ import fastclip
 from fastclip.transfuse.config.checks import image_size
 from fastclip.transfuse.config.export import ExportConfig
 from fastclip.transfuse.data.samples import Size, printable
+from fastclip.transfuse.distributed.launch import require_alone
 from fastclip.transfuse.errors import RunError, usage_errors
 from fastclip.transfuse.export import formats
 from fastclip.transfuse.export.program import LEAST, Segmenter, capture, largest_difference
@@ -25,6 +26,7 @@ def run_export(config: ExportConfig) -> int:
     formats.require_format(config.format)
     file = config.file()
     with usage_errors():
+        require_alone()
         config.check()
         network, content = load_model(config.checkpoint, config.model)
         size = image_size(config.size or trained_config(content).size, content["model"])

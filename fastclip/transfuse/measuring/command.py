@@ -15,6 +15,7 @@ from fastclip.transfuse.config.evaluation import EvaluateConfig
 from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data.options import MaskOptions
 from fastclip.transfuse.data.samples import Samples, printable
+from fastclip.transfuse.distributed.launch import require_alone
 from fastclip.transfuse.errors import usage_errors
 from fastclip.transfuse.measuring import tables
 from fastclip.transfuse.measuring.earlier import read_scores
@@ -51,6 +52,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
     """`fastclip evaluate`: print the tables, and write a CSV and a JSON where asked for."""
     say: Callable[[str], None] = (lambda text: None) if config.json == STDOUT else print
     with usage_errors():
+        require_alone()
         config.check()
         if config.saliency:
             require_pysodmetrics()

@@ -64,7 +64,17 @@ def thaw(
     # cls_token is frozen by the network, not by --freeze, and stays so.
     names: list[str] = groups.unfreeze(optimizer, patterns)
     keep_peaks(optimizer)
+    _begin_momentum(optimizer)
     return names
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Momentum of 0 for what trains from now on: torch's fused SGD takes all buffers or none."""
+    momentum = "momentum_buffer"
+    if any(momentum in state for state in optimizer.state.values()):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter].setdefault(momentum, torch.zeros_like(parameter))
 
 
 def train_mode(model: nn.Module) -> None:

@@ -20,6 +20,7 @@ from fastclip.transfuse.data.formats import Plane
 from fastclip.transfuse.data.images import read_image
 from fastclip.transfuse.data.options import Intensity
 from fastclip.transfuse.data.samples import DataError, Size, printable
+from fastclip.transfuse.distributed.launch import require_alone
 from fastclip.transfuse.errors import RunError, usage_errors
 from fastclip.transfuse.network.model import TransFuse
 from fastclip.transfuse.prediction.ensemble import (
@@ -136,6 +137,7 @@ def _batches(todo: list[tuple[Path, Plane]], size: int) -> Iterator[list[tuple[P
 def run_predict(config: PredictConfig) -> int:
     """`fastclip predict`: results of all images that can be read; 1 where any cannot."""
     with usage_errors():
+        require_alone()
         device = torch_device(config.device)
         config.check()
         found = find_images(config.images, config.out, config.recursive)

@@ -10,6 +10,7 @@ from fastclip.transfuse.data.archives import fetch, unpack
 from fastclip.transfuse.data.load import describe
 from fastclip.transfuse.data.public import PUBLIC_SETS, PublicSet
 from fastclip.transfuse.data.samples import printable
+from fastclip.transfuse.distributed.launch import require_alone
 from fastclip.transfuse.errors import usage_errors
 from fastclip.transfuse.safety.lock import FolderLock
 
@@ -17,6 +18,7 @@ from fastclip.transfuse.safety.lock import FolderLock
 def run_download(config: DownloadConfig) -> int:
     """Fetch, check and unpack; print terms, citation and how to train."""
     with usage_errors():
+        require_alone()
         return download(config.name, PUBLIC_SETS[config.name], config.out / config.name)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from fastclip.transfuse.config.recording import ReportConfig
 from fastclip.transfuse.data.samples import Samples, printable
+from fastclip.transfuse.distributed.launch import require_alone
 from fastclip.transfuse.errors import usage_errors
 from fastclip.transfuse.measuring.evaluate import Evaluation, evaluate
 from fastclip.transfuse.network.model import TransFuse
@@ -88,6 +89,7 @@ def write_report(out: Path) -> Path:
 def run_report(config: ReportConfig) -> int:
     """`fastclip report`: make the report of a run again, of a run that was stopped too."""
     with usage_errors():
+        require_alone()
         config.check()
         file = write_report(config.run)
     print(printable(f"{file}: open it in any browser, it needs no network"))
