@@ -9,7 +9,6 @@ are NaN, negative or past a dtype's range go to torch's own function, the refere
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterable, Sequence
 
@@ -45,8 +44,11 @@ def _clip_plain_(tensors: Sequence[Tensor], limit: float, take_grads: bool) -> l
         nothing is changed then.
     """
     if native.core is not None:
-        with contextlib.suppress(NotImplementedError):
+        try:  # not contextlib.suppress, which costs a tenth of a short call
             written = native.core.clip_values(tensors, limit, take_grads)
+        except NotImplementedError:
+            pass
+        else:
             torch.autograd.graph.increment_version(written)
             return written
     grads = backends.collect_whole(tensors, take_grads=take_grads)
