@@ -14,6 +14,7 @@ import re
 import sys
 from pathlib import Path
 
+import blocks_sharded  # noqa: F401  (registers its blocks)
 from blocks import BLOCKS
 
 ROOT = Path(__file__).parents[1]

@@ -151,7 +151,7 @@ def items(on: device.Device) -> dict[str, Callable[[], supervise.Entry]]:
             label = f"structure loss, {name} logits, {str(mask).removeprefix('torch.')} mask"
             check = functools.partial(loss_check, DTYPES[name][0], mask, on.type)
             found[label] = functools.partial(of_loss, on, check)
-    return found | rehearsal.CHECKS
+    return rehearsal.CHECKS | found  # first, so that all others come after a fault
 
 
 if __name__ == "__main__":

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import time
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
+
+from fastclip.ops.grad_norm.cpu import CpuGrads
+from fastclip.ops.grad_norm.gpu.backend import GpuGrads
 
 WANTED = tuple(filter(None, os.environ.get("FASTCLIP_REHEARSE", "").split(",")))
 
 
 def wrong_kernel() -> dict[str, object]:
-    """A check that finds a wrong result."""
-    return {"failed": "rehearsed: relative error 5.0e-01, at most 1.0e-06 allowed"}
+    """The check of clipping, with kernels that clip to half of what they are asked for."""
+    from gpu import check  # imports this
+
+    with contextlib.ExitStack() as undo:
+        for backend in (CpuGrads, GpuGrads):
+            right = backend.clip_
+            undo.callback(setattr, backend, "clip_", right)
+            wrong = functools.partialmethod(_clipped_to_half, right)
+            setattr(backend, "clip_", wrong)  # noqa: B010 (mypy wants no method assigned)
+        return check.clip_check((torch.float32,), "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _clipped_to_half(backend: object, right: Callable, max_norm: float, p: float) -> Tensor:
+    return right(backend, max_norm / 2, p)
 
 
 def hanging() -> dict[str, object]:

@@ -81,7 +81,8 @@ def part(module: str, on: str, out: Path, deadline: float) -> supervise.Outcome:
     listed = subprocess.run(listing, capture_output=True, text=True)
     if listed.returncode:
         journal.with_suffix(".log").write_text(listed.stdout + listed.stderr)
-        return supervise.Outcome(failed={module: f"does not start: {listed.stderr[-300:]}"})
+        cause = (listed.stderr.strip().splitlines() or [f"exit status {listed.returncode}"])[-1]
+        return supervise.Outcome(failed={module: f"does not start: {cause}"})
     items = [line for line in listed.stdout.splitlines() if line]
     worker = command(module, on, journal)
     return supervise.supervise(worker, items, journal, deadline, ITEM_SECONDS[module])

@@ -7,6 +7,7 @@
 #include "bindings/threads.h"
 #include "cpu/unit_clip/unit_clip.h"
 #include "tensors/python_error.h"
+#include "tensors/tensor_list.h"
 #include "tensors/tensor_view.h"
 
 namespace fastclip {
@@ -38,7 +39,10 @@ py::tuple clip_units(const py::sequence& parameters, double clipping, double eps
         own ? grad_of(parameter.ptr()) : given[index++].cast<py::object>().release().ptr();
     if (found == nullptr) throw PythonError{};
     const py::object grad = py::reinterpret_steal<py::object>(found);
-    if (grad.is_none()) continue;
+    if (grad.is_none()) {
+      if (may_lie_elsewhere(parameter.ptr())) rest.append(parameter);
+      continue;
+    }
     const std::optional<TensorView> grad_view = view_if_any(found);
     const std::optional<TensorView> weight = view_if_any(parameter.ptr());
     const bool taken = weight && grad_view && clip.add(*weight, *grad_view);

@@ -22,17 +22,6 @@ bool is_alone() {
   return PyThreadState_Next(PyInterpreterState_ThreadHead(PyInterpreterState_Get())) == nullptr;
 }
 
-// Whether other ranks may have a gradient of this parameter, which has none here, and wait for this
-// rank: a DTensor that is trained. Python sorts out which subclass it is.
-bool may_lie_elsewhere(PyObject* parameter) {
-  static PyObject* const kTrained = PyUnicode_InternFromString("requires_grad");
-  if (is_plain(parameter)) return false;
-  PyObject* trained = PyObject_GetAttr(parameter, kTrained);
-  if (trained == nullptr) PyErr_Clear();  // no tensor: whatever has a gradient of None
-  Py_XDECREF(trained);
-  return trained == Py_True;
-}
-
 TensorView listed(PyObject* tensor, size_t index) {
   try {
     return view_of(tensor);
@@ -42,6 +31,15 @@ TensorView listed(PyObject* tensor, size_t index) {
 }
 
 }  // namespace
+
+bool may_lie_elsewhere(PyObject* parameter) {
+  static PyObject* const kTrained = PyUnicode_InternFromString("requires_grad");
+  if (is_plain(parameter)) return false;
+  PyObject* trained = PyObject_GetAttr(parameter, kTrained);
+  if (trained == nullptr) PyErr_Clear();  // no tensor: whatever has a gradient of None
+  Py_XDECREF(trained);
+  return trained == Py_True;
+}
 
 TensorList::TensorList(PyObject* tensors, bool take_grads) : TensorList() {
   Listing(*this, tensors, take_grads).all();

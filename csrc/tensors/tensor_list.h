@@ -77,6 +77,10 @@ class TensorList {
   dlpack::Device device_{dlpack::kCPU, 0};
 };
 
+// Whether other ranks may have a gradient of this parameter, which has none here, and wait for this
+// rank: a DTensor that is trained. Python sorts out which subclass it is.
+bool may_lie_elsewhere(PyObject* parameter);
+
 // Throws NoMemory where a tensor of the sequence, or with `take_grads` a gradient, was freed:
 // before torch, which would read it, has a list that is not for kernels.
 void require_memory(PyObject* tensors, bool take_grads);

@@ -13,9 +13,11 @@ from torch import Tensor
 from fastclip.clipping import clip
 from fastclip.clipping.factor import measurable
 from fastclip.clipping.names import raise_nonfinite
+from fastclip.ops.grad_norm.absent import is_absent, measured
 from fastclip.ops.grad_norm.backends import Grads, collect
 from fastclip.ops.grad_norm.cpu import CpuGrads
 from fastclip.ops.grad_norm.gpu.backend import GpuGrads
+from fastclip.ops.grad_norm.parts import GradParts
 from fastclip.ops.grad_norm.reference import factor_of, norm_of
 from fastclip.ops.grad_norm.sharded import plain_norm
 from fastclip.optimizers import OptimizerWrapper, unwrap
@@ -131,8 +133,13 @@ def _limit(index: int, group: Mapping[str, Any], default: float | None) -> float
 
 def _norms(units: list[_Unit], grads: Grads, p: float) -> Tensor:
     """The norm of each unit, [units], float64, by one read of all."""
-    each = grads.norms(p)[0]
     counts = [sum(q.grad is not None for q in unit.parameters) for unit in units]
+    if isinstance(grads, GradParts):  # where a rank lacks gradients that others have
+        counts = [
+            n + sum(map(is_absent, unit.parameters)) for n, unit in zip(counts, units, strict=True)
+        ]
+        grads = _of_all_ranks([q for unit in units for q in unit.parameters], grads)
+    each = grads.norms(p)[0]
     if counts == [1] * len(units):
         return each
     none = each.new_zeros(())
@@ -140,6 +147,13 @@ def _norms(units: list[_Unit], grads: Grads, p: float) -> Tensor:
     return torch.stack(
         [norm_of(piece, p) if n else none for piece, n in zip(pieces, counts, strict=True)]
     )
+
+
+def _of_all_ranks(parameters: list[Tensor], grads: Grads) -> Grads:
+    """The gradients, with zeros for those that only other ranks have."""
+    tensors, present = measured(parameters)
+    whole = grads if present is None else collect(tensors, take_grads=False)
+    return grads if whole is None else whole
 
 
 def _norms_one_by_one(units: list[_Unit], p: float) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastclip.clipping import clip
-from fastclip.clipping.factor import Rule, StepInputs, step_inputs
+from fastclip.clipping.factor import Rule, StepInputs, measurable, step_inputs
 from fastclip.clipping.hooks import Attributes, StepHooks
 from fastclip.clipping.names import raise_nonfinite
 from fastclip.clipping.unscale import unscale_and_clip_
@@ -132,8 +132,13 @@ def _skip_above(value: Any) -> float | Tensor:
 
 def _norm_alone(optimizer: torch.optim.Optimizer, rule: Rule) -> Tensor:
     """The norm, where a wrapper that accumulates gradients has not stepped."""
-    grads = [q.grad for group in optimizer.param_groups for q in group["params"]]
-    total = clip.get_total_norm([grad for grad in grads if grad is not None], rule.p)
+    parameters = [q for group in optimizer.param_groups for q in group["params"]]
+    grads = measurable(parameters, rule.p)
+    total = (
+        clip.get_total_norm([q.grad for q in parameters if q.grad is not None], rule.p)
+        if grads is None
+        else grads.total_norm(rule.p)
+    )
     if rule.error_if_nonfinite and not total.isfinite():
         raise_nonfinite(rule.p, None, optimizer.param_groups)
     return total

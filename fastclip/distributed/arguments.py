@@ -85,6 +85,6 @@ def copies(members: list[Tensor], shared: Any) -> set[int]:
         for q in parameters:
             if id(q) not in known:
                 raise ValueError(f"shared[{i}] names a parameter that is not in parameters")
-        if any(each.rank() != 0 for each in _groups(group)):
+        if parameters and any(each.rank() != 0 for each in _groups(group)):
             found |= {id(q) for q in parameters}
     return found

@@ -37,7 +37,8 @@ def clip_grad_norm_(
     """Clips gradients to the norm of a whole that is divided over ranks.
 
     :func:`fastclip.clip_grad_norm_` of all ranks' gradients together: every rank of the groups must
-    call it. One all_reduce for each group, beyond what DTensors among the parameters need.
+    call it. Two all_reduces for each group (the largest norm, and powers of norms over it, since
+    ranks need not agree on dtypes), beyond what DTensors among the parameters need.
 
     Args:
         parameters: this rank's, plain or DTensors; those without a gradient are skipped.
@@ -66,7 +67,7 @@ def clip_grad_norm_(
     limit = clip._number("max_norm", max_norm)
     exact, dtype = _norm(members, norm_type, arguments.one_of(groups, mesh), shared)
     total = exact.to(dtype)
-    if error_if_nonfinite and not total.isfinite():
+    if error_if_nonfinite and not exact.isfinite():  # not `total`: a rank's dtype is its own
         raise RuntimeError(NONFINITE.format(p=float(norm_type)))
     clip.clip_grads_with_norm_(members, limit, exact)
     return total
@@ -96,16 +97,20 @@ def _norm(
     sets = arguments.sets(members, over)
     silent = arguments.copies(members, shared)
     device = members[0].device if members else torch.device("cpu")
-    error, norms = None, []
+    failure: Exception | None = None
+    norms = []
     for mine, _ in sets:
         counted = [q for q in mine if id(q) not in silent]
         try:
             norms.append(_local(counted, p).to(device))
-        except ValueError as freed:  # the other ranks wait for a number
-            error = str(freed)
+        except (ValueError, RuntimeError) as error:  # the other ranks wait for a number
+            failure = failure or error
             norms.append(torch.full((), float("nan"), dtype=torch.float64, device=device))
-    wide = any(q.dtype == torch.float64 for q in members)
-    found = reduce_norms(norms, [group for _, group in sets], p, wide, error)
+    told = None if failure is None else str(failure)
+    try:
+        found = reduce_norms(norms, [group for _, group in sets], p, scaled=True, error=told)
+    except (ValueError, RuntimeError) as error:
+        raise failure or error from None
     dtypes = {q.grad.dtype for q in members if q.grad is not None} or {torch.float32}
     dtype = dtypes.pop()
     for other in dtypes:

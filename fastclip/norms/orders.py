@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastclip.ops.grad_norm.absent import measured
 from fastclip.ops.grad_norm.backends import collect
 from fastclip.ops.grad_norm.reference import LARGEST_UNSCALED_ORDER, moved, norm_of
 from fastclip.ops.grad_norm.sharded import plain_norm
@@ -35,6 +36,14 @@ def norms_of(tensors: Sequence[Tensor], *orders: float) -> Tensor:
     if len(some) < len(tensors):
         rows = [_spread(row, some, len(tensors), p) for row, p in zip(rows, orders, strict=True)]
     return torch.stack(rows) if rows else torch.zeros(0, len(tensors), dtype=torch.float64)
+
+
+def grad_norms_of(parameters: Sequence[Tensor], *orders: float) -> Tensor:
+    """`norms_of` the gradients that exist here. Where a DTensor has none, other ranks may have one
+    and wait for a number of this rank's."""
+    tensors, present = measured(parameters)
+    norms = norms_of(tensors, *orders)
+    return norms if present is None else norms[:, present]
 
 
 def total_of(norms: Tensor, p: float) -> Tensor:

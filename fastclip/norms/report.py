@@ -14,6 +14,7 @@ from fastclip import names as model_names
 from fastclip.norms.named import HOLDS, Named, named_pairs
 from fastclip.norms.orders import has_norm, norms_of, total_of
 from fastclip.norms.stats import TensorStats, norms_and_stats_of
+from fastclip.ops.grad_norm.absent import is_absent, stand_in
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,11 @@ def grad_norms(
         ValueError: FSDP1 has sharded the model, so that a rank sees pieces only.
     """
     pairs = named_pairs(model_or_named_parameters)
-    grads = [(name, p.grad) for name, p in pairs if p.grad is not None]
+    zeros = {i: stand_in(p) for i, (_, p) in enumerate(pairs) if is_absent(p)}
+    grads = [(name, zeros.get(i, p.grad)) for i, (name, p) in enumerate(pairs)]
+    measured = [(name, grad) for name, grad in grads if grad is not None]
     without = tuple(name for name, p in pairs if p.grad is None)
-    return _reports(grads, norm_type, stats, without)
+    return _reports(measured, norm_type, stats, without, frozenset(map(id, zeros.values())))
 
 
 @overload
@@ -169,6 +172,7 @@ def _reports(
     norm_type: float | Sequence[float],
     stats: bool,
     without_grad: tuple[str, ...],
+    absent: frozenset[int] = frozenset(),  # ids of tensors measured for other ranks alone
 ) -> NormReport | tuple[NormReport, ...]:
     several = isinstance(norm_type, Sequence) and not isinstance(norm_type, str)
     orders = [float(p) for p in norm_type] if several else [float(norm_type)]  # type: ignore
@@ -181,6 +185,10 @@ def _reports(
         rows, moments = norms_and_stats_of(tensors, *orders)
     else:
         rows, moments = norms_of(tensors, *orders), None
+    kept = [row for row, tensor in enumerate(tensors) if id(tensor) not in absent]
+    if len(kept) < len(tensors):
+        names = tuple(names[row] for row in kept)
+        rows, moments = rows[:, kept], None if moments is None else moments[kept]
     reports = tuple(
         NormReport(names, row, p, skipped, without_grad, moments)
         for row, p in zip(rows, orders, strict=True)

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 import fastclip
 
-ORDERS = (0.5, 1.0, 2.0, 3.5, 10.0, math.inf, -1.0, -math.inf)
+ORDERS = (0.5, 1.0, 2.0, 3.0, 3.5, 10.0, math.inf, -1.0, -math.inf)
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Checks of test_distributed.py: ranks that differ in what lies on them, and parts of a whole."""
+"""Checks of test_distributed.py: ranks that differ in what lies on them; AGC and value limits."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_cases import expected, full, parameter, same_on_all_ranks, spread
+from distributed_cases import full, parameter, same_on_all_ranks, spread
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 
 import fastclip
 
@@ -58,6 +58,81 @@ def check_no_rank_has_gradients():
     total = fastclip.clip_grad_norm_(parameters, 1.0)
     assert type(total) is torch.Tensor
     assert total.item() == 0
+
+
+def check_norms_one_by_one_where_a_rank_lacks_some():
+    """Or has a stride of its own in the middle: each number goes to the parameter it belongs to."""
+    for lacking in (True, False):
+        parameters = meshed((8, 3), (6, 5), (4, 4), (9,))
+        whole = [p.grad.full_tensor() for p in parameters]
+        rank, last = dist.get_rank(), dist.get_world_size() - 1
+        local = parameters[1].grad.to_local()
+        if rank == last:
+            apart = torch.empty(*local.shape[:-1], 2 * local.shape[-1])[..., ::2].copy_(local)
+            parameters[1].grad._local_tensor = apart
+        rows = [g.double() for g in whole]
+        if lacking:
+            mine = torch.zeros((), dtype=torch.float64)
+            if rank != last:
+                mine = local.double().square().sum()
+            else:
+                parameters[1].grad = None
+            dist.all_reduce(mine)
+            rows[1] = mine.sqrt()
+        wanted = torch.stack([row.norm() for row in rows])
+        kept = [0, 2, 3] if lacking and rank == last else [0, 1, 2, 3]
+        report = fastclip.grad_norms([(str(i), p) for i, p in enumerate(parameters)])
+        assert report.names == tuple(map(str, kept))
+        torch.testing.assert_close(report.norms, wanted[kept], rtol=1e-6, atol=0)
+        each = fastclip.clip_groups_([{"params": parameters}], 1e9, per_parameter=True)
+        torch.testing.assert_close(each.double(), wanted, rtol=1e-6, atol=0)
+        total = fastclip.clip_groups_([{"params": parameters}], 1e9)
+        torch.testing.assert_close(total[0].double(), wanted.norm(), rtol=1e-6, atol=0)
+        same_on_all_ranks(total)
+
+
+def check_sums_where_one_rank_has_a_stride_of_its_own():
+    flat = init_device_mesh("cpu", (dist.get_world_size(),))
+    grads = [spread(flat, (n, 6), [Partial()]) for n in (3, 3, 3)]
+    wanted = torch.stack([g.full_tensor().double().norm() for g in grads]).norm()
+    if dist.get_rank() == 1:
+        local = grads[1].to_local()
+        grads[1]._local_tensor = torch.empty(3, 12)[:, ::2].copy_(local)
+    torch.testing.assert_close(
+        full(fastclip.get_total_norm(grads)).double(), wanted, rtol=1e-6, atol=0
+    )
+
+
+def check_a_float64_gradient_on_some_ranks_only():
+    """Which takes one more all_reduce: all ranks must make it."""
+    flat = init_device_mesh("cpu", (dist.get_world_size(),))
+    parameters = [
+        parameter(spread(flat, (8, 2), [Shard(0)], dtype))
+        for dtype in (torch.float32, torch.float64, torch.float32)
+    ]
+    if dist.get_rank() == 0:
+        parameters[1].grad = None
+    for p in (1.0, 2.0, math.inf):
+        total = full(fastclip.clip_grad_norm_(parameters, 1e9, p)).double().float()
+        same_on_all_ranks(total)
+
+
+def check_adaptive_clipping_where_a_rank_lacks_gradients():
+    flat = init_device_mesh("cpu", (dist.get_world_size(),))
+    parameters = [parameter(spread(flat, s, [Shard(len(s) - 1)])) for s in ((5, 8), (9,), (3, 4))]
+    parameters += meshed((8, 2))
+    for p in parameters:
+        p.grad.to_local().fill_(1.0)
+        torch.nn.init.ones_(p.to_local())
+    if dist.get_rank() == 0:
+        parameters[0].grad = parameters[1].grad = None
+    fastclip.AGC(1e-3).clip_(parameters)
+    for p in parameters[:2] if dist.get_rank() else ():
+        assert (p.grad.to_local() < 1e-2).all()
+    for p in parameters[2:]:
+        torch.testing.assert_close(
+            p.grad.to_local(), torch.full_like(p.grad.to_local(), 1e-3), rtol=1e-5, atol=0
+        )
 
 
 def check_odd_strides_on_one_rank():
@@ -141,123 +216,3 @@ def check_clipping_by_value():
     assert parameters[-1].grad._version > versions[-1]
     with pytest.raises(RuntimeError, match="placement"):  # torch's, of summands
         fastclip.clip_grad_value_([parameter(spread(flat, (6,), [Partial()]))], 0.1)
-
-
-def check_parts_of_a_whole():
-    """Experts on every rank, a layer cut in two by hand, a copy on every rank, and one shared."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    torch.manual_seed(5)
-    experts = [torch.randn(3, rank_ + 2) for rank_ in range(world)]
-    cut, copied, tied = torch.randn(4 * world, 3), torch.randn(7), torch.randn(5, 2)
-    mine = [experts[rank], cut.chunk(world)[rank], copied, tied]
-    for p in (2.0, 1.0, 3.0, math.inf):
-        parameters = [parameter(g.clone()) for g in mine]
-        groups = [(parameters[:2], dist.group.WORLD), (parameters[3], [dist.group.WORLD])]
-        shared = [(parameters[3], dist.group.WORLD)]
-        exact, _ = expected([*experts, cut, copied, tied], 1.0, p)
-        found = fastclip.distributed.get_total_norm(parameters, p, groups=groups, shared=shared)
-        torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=0)
-        limit = exact.item() / 3
-        found = fastclip.distributed.clip_grad_norm_(
-            parameters, limit, p, groups=groups, shared=shared
-        )
-        same_on_all_ranks(found)
-        for q, old in zip(parameters, mine, strict=True):
-            torch.testing.assert_close(q.grad, old / 3, rtol=1e-5, atol=0)
-
-
-def check_pipeline_stages_of_dtensors():
-    """Each stage divides its own layers over its own ranks, and the stages add up."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("pp", "dp"))
-    torch.manual_seed(3)
-    stages = [[torch.randn(6, 4)], [torch.randn(5, 3), torch.randn(9)]]
-    stage = rank // (world // 2)
-    mine = [distribute_tensor(g, mesh["dp"], [Shard(0)]) for g in stages[stage]]
-    parameters = [parameter(g) for g in mine]
-    exact, clipped = expected([*stages[0], *stages[1]], 1.0, 2.0)
-    found = fastclip.distributed.clip_grad_norm_(parameters, 1.0, groups=mesh.get_group("pp"))
-    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=0)
-    for q, wanted in zip(parameters, clipped[len(stages[0]) * stage :], strict=False):
-        torch.testing.assert_close(q.grad.full_tensor().double(), wanted, rtol=1e-5, atol=0)
-
-
-def check_an_error_in_one_part_stops_all():
-    q = parameter(torch.ones(8))
-    if dist.get_rank() == 1:
-        q.grad.untyped_storage().resize_(0)
-    kind = ValueError if dist.get_rank() == 1 else RuntimeError
-    with pytest.raises(kind):
-        fastclip.distributed.clip_grad_norm_([q], 1.0, groups=dist.group.WORLD)
-    q = parameter(torch.full((3,), math.nan if dist.get_rank() == 1 else 1.0))
-    with pytest.raises(RuntimeError, match="non-finite"):
-        fastclip.distributed.clip_grad_norm_([q], 1.0, 2.0, True, mesh=_world_mesh())
-
-
-def _world_mesh():
-    return init_device_mesh("cpu", (dist.get_world_size(),))
-
-
-def check_wrong_arguments_are_named():
-    q = parameter(torch.ones(2))
-    clip_ = fastclip.distributed.clip_grad_norm_
-    with pytest.raises(ValueError, match=r"groups\[0\] names a parameter"):
-        clip_([q], 1.0, groups=[([parameter(torch.ones(2))], dist.group.WORLD)])
-    with pytest.raises(ValueError, match=r"shared\[0\] names a parameter"):
-        clip_([q], 1.0, groups=dist.group.WORLD, shared=[(torch.ones(2), dist.group.WORLD)])
-    with pytest.raises(TypeError, match="got a str"):
-        clip_([q], 1.0, groups="world")
-    with pytest.raises(ValueError, match="not both"):
-        clip_([q], 1.0, groups=dist.group.WORLD, mesh=_world_mesh())
-    with pytest.raises(ValueError, match="norm_type"):
-        clip_([q], 1.0, 0.0, groups=dist.group.WORLD)
-
-
-def check_layouts_are_compared():
-    parameters = meshed((8, 3), (9,))
-    fastclip.distributed.check(parameters)
-    fastclip.distributed.check([(f"p{i}", p) for i, p in enumerate(parameters)])
-    if dist.get_rank() == 1:
-        parameters[1].grad = None
-    with pytest.raises(ValueError, match=r"rank 1 .* differs from rank 0: p1 .*no gradient"):
-        fastclip.distributed.check([(f"p{i}", p) for i, p in enumerate(parameters)])
-    if dist.get_rank() == 1:
-        parameters.pop()
-    with pytest.raises(ValueError, match=r"no parameter where rank 0 has p1"):
-        fastclip.distributed.check([(f"p{i}", p) for i, p in enumerate(parameters)])
-
-
-def check_offloaded_and_mixed_precision_fsdp():
-    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
-
-    for options in (
-        {"offload_policy": CPUOffloadPolicy(pin_memory=False)},
-        {"mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32)},
-        {"reshard_after_forward": False},
-    ):
-        torch.manual_seed(0)
-        model = fully_shard(nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)), **options)
-        model(torch.randn(4, 5)).float().square().sum().backward()
-        grads = [p.grad.full_tensor().double() for p in model.parameters()]
-        exact, wanted = expected(grads, 0.1, 2.0)
-        norm = fastclip.clip_grad_norm_(model.parameters(), 0.1)
-        assert isinstance(norm, DTensor)
-        torch.testing.assert_close(full(norm).double(), exact, rtol=1e-6, atol=0)
-        for p, right in zip(model.parameters(), wanted, strict=True):
-            torch.testing.assert_close(p.grad.full_tensor().double(), right, rtol=1e-5, atol=0)
-
-
-def check_zero_redundancy_optimizer():
-    from torch.distributed.optim import ZeroRedundancyOptimizer
-
-    results = []
-    for ours in (True, False):
-        torch.manual_seed(0)
-        model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)))
-        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.1)
-        model(torch.randn(4, 5)).square().sum().backward()
-        clip_ = fastclip.clip_grad_norm_ if ours else nn.utils.clip_grad_norm_
-        norm = clip_(model.parameters(), 0.1)
-        optimizer.step()
-        results.append([norm, *(p.detach().clone() for p in model.parameters())])
-    torch.testing.assert_close(*results)

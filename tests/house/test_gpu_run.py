@@ -160,3 +160,20 @@ def test_a_stand_in_older_than_its_sources_is_built_again(tmp_path, monkeypatch)
     os.utime(tmp_path / "_native.so", (1, 1))
     with pytest.raises(Built):
         cuda_on_host.extension(tmp_path)
+
+
+def test_the_check_finds_the_wrong_kernel_of_a_rehearsal():
+    import torch
+    from gpu import check, rehearsal
+
+    assert "relative error 5.0e-01" in rehearsal.wrong_kernel()["failed"]
+    assert check.clip_check((torch.float32,), "cpu")["failed"] == ""  # the kernels are back
+
+
+def test_a_part_that_does_not_start_names_its_cause(tmp_path):
+    from gpu.run import part
+
+    (failed,) = part("gpu.no_such_part", "host", tmp_path, time.monotonic() + 60).failed.items()
+    assert failed[0] == "gpu.no_such_part"
+    assert "No module named" in failed[1]
+    assert "no_such_part" in (tmp_path / "no_such_part.log").read_text()

@@ -106,12 +106,12 @@ Seen look_at(PyObject* local) {
 }
 
 struct Group {
-  py::object mesh, placements, absent;
+  py::object mesh, placements;
   dlpack::Device device = kUnknown;
   uint32_t dtypes = 0;
   std::vector<int64_t> indices;
   std::vector<py::object> tensors, locals;
-  py::list empty;
+  py::list empty, absent;
 };
 
 py::list list_of(std::vector<py::object>& objects) {
@@ -146,7 +146,7 @@ class Sorter {
       const py::object indices = is_run(g.indices) ? range(g.indices) : py::cast(g.indices);
       rows.append(py::make_tuple(or_none(g.mesh), or_none(g.placements), indices,
                                  list_of(g.tensors), list_of(g.locals), g.empty, g.dtypes,
-                                 or_none(g.absent)));
+                                 g.absent));
     }
     return py::make_tuple(rows, freed_, or_none(error_));
   }
@@ -196,7 +196,7 @@ class Sorter {
     Seen seen = look_at(spread.local.ptr());
     Group& group = at(spread, seen.device);
     if (spread.absent) {
-      group.absent = std::move(spread.tensor);
+      group.absent.append(spread.tensor);
       return;
     }
     if (!seen.freed.empty()) {

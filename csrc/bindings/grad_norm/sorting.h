@@ -14,8 +14,8 @@ namespace py = pybind11;
 // DTensor and lacks a gradient, which another rank may have, opens the group of its own layout.
 //
 // Returns (groups, freed, error). A group is (mesh or None, placements or None, indices in the
-// list, tensors, their local tensors, rows without elements, DType bits, a parameter without
-// gradient or None); DType bits of 0 say that Python must look at these local tensors itself.
+// list, tensors, their local tensors, rows without elements, DType bits, the parameters that
+// lack a gradient); DType bits of 0 say that Python must look at these local tensors itself.
 // `freed` has the indices of those whose storage was freed, and `error` the first one's text, or
 // None.
 py::tuple sort_tensors(py::handle tensors, bool take_grads, py::handle dtensor);

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastclip.norms.monitor.observed import gpu_if_any, send
-from fastclip.norms.orders import norms_of, total_of
+from fastclip.norms.orders import grad_norms_of, norms_of, total_of
 from fastclip.ops.grad_norm.reference import moved
 
 
@@ -59,7 +59,7 @@ class StepMeasurement:
         """
         grads = [w.parameter.grad for w in self._watched]
         self._rows = [row for row, grad in enumerate(grads) if grad is not None]
-        self._grads = norms_of([grad for grad in grads if grad is not None], 2.0, math.inf)
+        self._grads = grad_norms_of([w.parameter for w in self._watched], 2.0, math.inf)
         if scale is not None:
             self._grads = self._grads / send(scale, self._grads.device)
 

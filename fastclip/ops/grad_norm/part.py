@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ class Part:
     tensors: list[Tensor] = field(default_factory=list)  # which `locals` are the local tensors of
     empty: set[int] = field(default_factory=set)  # rows without elements
     dtypes: int = 0  # bits of tensor_list.DTYPES
+    awaited: int = 0  # the same, of gradients that this rank lacks and others may have
     backends: list[tuple[Backend, Sequence[int]]] = field(default_factory=list)  # and their rows
 
     @property
@@ -50,6 +52,18 @@ class Part:
         self.tensors += tensors
         self.empty.update(rows + row for row in empty)
         self.dtypes |= dtypes
+
+    def settle(self) -> None:
+        """Puts the tensors in the list's order, which all ranks share: they came by groups, which a
+        stride on this rank may have split."""
+        if len(self.indices) < 2:
+            return
+        order = list(itertools.chain(*self.indices))
+        rows = sorted(range(len(order)), key=order.__getitem__)
+        self.indices = [[order[row] for row in rows]]
+        self.locals = [self.locals[row] for row in rows]
+        self.tensors = [self.tensors[row] for row in rows]
+        self.empty = {new for new, row in enumerate(rows) if row in self.empty}
 
     def share(self, tensors: Sequence[Tensor], backend_of: BackendOf) -> bool:
         """Shares out the tensors; returns whether a kernel has some. Empty shards have no backend.

@@ -61,7 +61,7 @@ class GradParts:
         self.device = first.device
         self.dtype = promoted(functools.reduce(int.__or__, (part.dtypes for part in parts)))
         spread = [part for part in parts if part.layout is not None]
-        self._scaled = any(part.dtypes & _FLOAT64 for part in spread)
+        self._scaled = any((part.dtypes | part.awaited) & _FLOAT64 for part in spread)
         self._known: dict[float, Tensor] = {}  # p: the unrounded norm
 
     def __len__(self) -> int:
@@ -174,7 +174,9 @@ def collect(tensors: Sequence[Tensor], take_grads: bool, backend_of: BackendOf) 
     if not parts or (not any(by_kernels) and not is_spread):
         return None
     has_empty = any(
-        group.tensors[row].numel() == 0 for group in found.groups for row in group.empty
+        tensor.numel() == 0
+        for group in found.groups
+        for tensor in (*(group.tensors[row] for row in group.empty), *group.absent)
     )
     meshes = {group.mesh for group in found.groups}
     mesh = meshes.pop() if len(meshes) == 1 else None
@@ -195,12 +197,15 @@ def _parts(found: Sorted, is_spread: bool) -> list[Part] | None:
             _at(parts, group.locals[0].device, layout).add(*group[2:7])
         elif not _add_one_by_one(parts, group, layout, freed, is_spread):
             return None
-        if group.absent is not None:
-            local = group.absent._local_tensor  # type: ignore[attr-defined]
+        for parameter in group.absent:
+            local = parameter._local_tensor  # type: ignore[attr-defined]
             if local.dtype not in DTYPES or local.device.type not in DEVICE_TYPES:
                 return None
-            bits = 0 if group.locals else 1 << DTYPES.index(local.dtype)
-            _at(parts, local.device, layout).dtypes |= bits
+            part = _at(parts, local.device, layout)
+            part.awaited |= 1 << DTYPES.index(local.dtype)
+            part.dtypes |= 0 if group.locals else part.awaited
+    for part in parts.values():
+        part.settle()
     return list(parts.values())
 
 

@@ -25,7 +25,7 @@ class Group(NamedTuple):
     locals: list[Tensor]  # what lies here of each
     empty: list[int]  # rows of `locals` without elements
     dtypes: int  # of `locals`, as bits of tensor_list.DTYPES; 0: no kernel has looked at them
-    absent: Tensor | None  # a parameter of this layout that has no gradient here
+    absent: list[Tensor]  # parameters of this layout that have no gradient here
 
 
 class Sorted(NamedTuple):
@@ -73,9 +73,9 @@ def _by_layout(tensors: Sequence[Tensor], take_grads: bool) -> list[Group]:
         mesh, placements = (None, None) if spec is None else (spec.mesh, spec.placements)
         key = id(mesh), placements
         if key not in groups:
-            groups[key] = Group(mesh, placements, [], [], [], [], 0, None)
+            groups[key] = Group(mesh, placements, [], [], [], [], 0, [])
         if absent:
-            groups[key] = groups[key]._replace(absent=item)
+            groups[key].absent.append(item)
             continue
         groups[key].indices.append(index)  # type: ignore[attr-defined]
         groups[key].tensors.append(tensor)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastclip import native
+from fastclip.ops.grad_norm.absent import is_absent, measured
 from fastclip.ops.grad_norm.backends import collect_parts
 from fastclip.ops.grad_norm.sharded import reduce_norms
 from fastclip.ops.grad_norm.sorting import is_dtensor
@@ -29,12 +30,14 @@ def clip_units_(parameters: Sequence[Tensor], clipping: float, eps: float) -> li
     divided: list[Any] = []
     rest = []
     for p in parameters:
-        if p.grad is None:
+        grad = p if is_absent(p) else p.grad  # one on another rank lies as the parameter does
+        if grad is None:
             continue
-        if not (is_dtensor(p) and is_dtensor(p.grad)) or not _is_alike(p, p.grad):
-            rest.append(p)
+        if not (is_dtensor(p) and is_dtensor(grad)) or not _is_alike(p, grad):
+            if p.grad is not None:
+                rest.append(p)
         elif _has_whole_units(p):
-            here.append(p)
+            here.extend([] if p.grad is None else [p])
         else:
             (vectors if p.ndim <= 1 else divided).append(p)
     if vectors:
@@ -90,10 +93,11 @@ def _clip_here_(parameters: list[Any], clipping: float, eps: float) -> None:
 def _clip_vectors_(parameters: list[Any], clipping: float, eps: float) -> None:
     """Vectors, a unit each, whose elements are divided: the norms of all are reduced together."""
     weights = collect_parts(parameters, take_grads=False)
-    grads = collect_parts(parameters, take_grads=True)
+    grads = collect_parts(measured(parameters).tensors, take_grads=False)
     if weights is None or grads is None:
         for p in parameters:
-            clip_units_ref_(p, p.grad, clipping, eps)
+            if p.grad is not None:
+                clip_units_ref_(p, p.grad, clipping, eps)
         return
     limits = clipping * weights.norms(2.0)[0].clamp(min=eps)
     _scale_(parameters, list(_factors(limits, grads.norms(2.0)[0]).unbind()))
@@ -101,7 +105,8 @@ def _clip_vectors_(parameters: list[Any], clipping: float, eps: float) -> None:
 
 def _clip_divided_(parameters: list[Any], clipping: float, eps: float) -> None:
     """Matrices and filters whose rows are divided."""
-    locals = [p._local_tensor for p in parameters] + [p.grad._local_tensor for p in parameters]
+    grads = measured(parameters).tensors
+    locals = [t._local_tensor for t in (*parameters, *grads)]
     error = _freed(locals)
     if error is not None:  # the others wait for a number of each
         locals = [t.new_full((), math.nan).expand(t.shape) for t in locals]
@@ -139,7 +144,7 @@ def _factors(limits: Tensor, norms: Tensor) -> Tensor:
 def _scale_(parameters: list[Any], factors: list[Tensor]) -> None:
     """Multiplies gradients by factors that broadcast; on the CPU those of 1 are not written."""
     for p, factor in zip(parameters, factors, strict=True):
-        if factor.device.type == "cpu" and bool((factor == 1).all()):
+        if p.grad is None or (factor.device.type == "cpu" and bool((factor == 1).all())):
             continue
         p.grad._local_tensor.mul_(factor)
         torch.autograd.graph.increment_version([p.grad])
