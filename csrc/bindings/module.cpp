@@ -8,9 +8,11 @@
 #include "bindings/grad_norm/sorting.h"
 #include "bindings/threads.h"
 #include "bindings/unit_clip.h"
+#include "cpu/vector/isa.h"
 #include "tensors/python_error.h"
 #include "tensors/tensor_list.h"
 #include "tensors/tensor_view.h"
+#include "threads/count.h"
 
 namespace py = pybind11;
 using fastclip::TensorList;
@@ -21,6 +23,9 @@ void bind_structure_loss(py::module_& m);  // structure_loss.cpp
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "fastclip's compiled kernels. Private: use the functions of the fastclip package.";
+  // What is found out once is found out now: a child that is forked meanwhile would wait for it.
+  fastclip::cpu::best_isa();
+  fastclip::max_threads();
   py::register_local_exception<fastclip::Unsupported>(m, "Unsupported", PyExc_NotImplementedError);
   py::register_exception_translator([](std::exception_ptr error) {
     try {
