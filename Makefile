@@ -159,7 +159,7 @@ SANITIZED = $(abspath $(VENV))/bin/python -m pytest -q --capture=sys -p no:cache
 ONE_THREAD = $(addprefix ../tests/,house/test_memory.py $(addprefix clipping/test_,clip.py \
 	clip_state.py clip_memory.py clip_limits.py) $(addprefix structure_loss/test_structure_loss, \
 	.py _arguments.py _autograd.py))
-sanitize: export FASTCLIP_FUZZ_S = 45
+sanitize: export FASTCLIP_FUZZ_S = 20
 sanitize: $(VENV)/.ready
 	FASTCLIP_CUDA=0 FASTCLIP_SANITIZE=address,undefined $(VENV)/bin/python setup.py -q build --build-base build/asan
 	cd build && LD_PRELOAD='$(GUARDS)' \

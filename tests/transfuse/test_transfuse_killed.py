@@ -17,7 +17,7 @@ from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.storage.files import EVENT, POINTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
-KILL_S = float(os.environ.get("FASTCLIP_KILL_S", "90"))
+KILL_S = float(os.environ.get("FASTCLIP_KILL_S", "45"))
 MOMENTS = 30
 
 

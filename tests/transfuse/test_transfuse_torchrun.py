@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from pathlib import Path
@@ -17,6 +18,10 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed"),
 ]
+# Each starts several processes, and all take ten minutes of two cores.
+every = pytest.mark.skipif(
+    "FASTCLIP_TORCHRUN" not in os.environ, reason="FASTCLIP_TORCHRUN=1 runs these, for ten minutes"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +53,7 @@ def test_two_processes_have_the_curve_of_one(tmp_path: Path, alone: Path) -> Non
     assert files[0] == files[1]
 
 
+@every
 @pytest.mark.parametrize(
     "flags",
     [
@@ -66,12 +72,13 @@ def test_it_is_the_same_curve_with_other_flags(tmp_path: Path, flags: tuple[str,
     )
 
 
+@every
 def test_without_sync_bn_each_process_has_its_own_statistics(tmp_path: Path, alone: Path) -> None:
     finished(2, tmp_path)
     assert 1e-4 < (losses(alone) - losses(tmp_path)).abs().max() < 0.5
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=every)])
 def test_a_stopped_run_goes_on_in_another_number_of_processes(
     tmp_path: Path, alone: Path, number: signal.Signals
 ) -> None:
@@ -93,10 +100,22 @@ def test_a_stopped_run_goes_on_in_another_number_of_processes(
     ("fault", "said"),
     [
         ("memory 1 3", r"process 1 of 2: the device is out of memory .*last\.pt is from before"),
-        ("memory 0 3", r"error: the device is out of memory .*last\.pt is from before"),
-        ("kill 1 3", r"error: another process of the run has ended.*last\.pt is from before"),
+        pytest.param(
+            "memory 0 3",
+            r"error: the device is out of memory .*last\.pt is from before",
+            marks=every,
+        ),
+        pytest.param(
+            "kill 1 3",
+            r"error: another process of the run has ended.*last\.pt is from before",
+            marks=every,
+        ),
         ("kill 0 3", r"error: another process of the run has ended.*last\.pt is from before"),
-        ("hang 1 3", r"error: another process of the run .*does not answer .*last\.pt is from be"),
+        pytest.param(
+            "hang 1 3",
+            r"error: another process of the run .*does not answer .*last\.pt is from be",
+            marks=every,
+        ),
     ],
 )
 def test_an_error_in_one_process_ends_all_with_one_sentence(
@@ -111,6 +130,7 @@ def test_an_error_in_one_process_ends_all_with_one_sentence(
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 3
 
 
+@every
 def test_a_fault_of_the_program_keeps_its_traceback(tmp_path: Path) -> None:
     with launched(2, tmp_path, fault="bug 1 1") as run:
         code, _, err = run.end()
@@ -118,6 +138,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(tmp_path: Path) -> None:
     assert "TypeError: a fault of the program" in err
 
 
+@every
 def test_a_signal_to_one_process_stops_all(tmp_path: Path) -> None:
     with launched(2, tmp_path, fault="term 1 3") as run:
         _, out, _ = run.end()
@@ -145,6 +166,7 @@ def test_processes_that_are_started_again_go_on(tmp_path: Path) -> None:
     assert torch.equal(losses(out), losses(tmp_path / "whole"))
 
 
+@every
 def test_a_restart_does_not_take_an_earlier_run_for_its_own(tmp_path: Path) -> None:
     finished(2, tmp_path, "--max-steps", "1")
     before = (tmp_path / "last.pt").read_bytes()
