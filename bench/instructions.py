@@ -29,6 +29,7 @@ COLUMNS = ("call", "tensors", "instructions", "python", "torch", "valgrind", "ma
 TOOLS = ("python", "torch", "valgrind", "machine")
 MORE, SLACK = 1.05, 3000  # one checkout counts the same again; other paths and names hash otherwise
 TENSORS = (10, 1000)
+WARM_UP = 20  # the interpreter specialises code after eight calls or so; before, counts vary
 CLIENT = """
 #include <valgrind/callgrind.h>
 void start(void) { CALLGRIND_START_INSTRUMENTATION; CALLGRIND_ZERO_STATS; }
@@ -90,7 +91,7 @@ def run(library: str) -> None:
     client.stop()
     for count in TENSORS:
         for call in calls(count).values():
-            for _ in range(3):
+            for _ in range(WARM_UP):
                 call()
             gc.collect()
             gc.disable()
