@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Iterable
-from typing import TypeAlias
 
 from torch import Tensor
 
-from fastclip.clipping.names import named_nonfinite, split_pairs
+from fastclip.clipping.names import Tensors, as_tensors, named_nonfinite, split_pairs
 from fastclip.ops import observed
 from fastclip.ops.clip_value.dispatch import clip_values_, clip_values_ref_
 from fastclip.ops.grad_norm import compiled
 from fastclip.ops.grad_norm import dispatch as op
 
-_Tensors: TypeAlias = Tensor | Iterable[Tensor]
-_Named: TypeAlias = _Tensors | Iterable[tuple[str, Tensor]]
-
 
 def clip_grad_norm_(
-    parameters: _Named,
+    parameters: Tensors,
     max_norm: float,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
@@ -73,7 +68,7 @@ def clip_grad_norm_(
 
 
 def get_total_norm(
-    tensors: _Named,
+    tensors: Tensors,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
@@ -94,7 +89,7 @@ def get_total_norm(
 
 
 def clip_grads_with_norm_(
-    parameters: _Tensors,
+    parameters: Tensors,
     max_norm: float,
     total_norm: Tensor,
     foreach: bool | None = None,
@@ -107,14 +102,14 @@ def clip_grads_with_norm_(
         parameters, max_norm, foreach: as in :func:`clip_grad_norm_`.
         total_norm: a norm computed before, 0-d; a DTensor is gathered, on all ranks.
     """
-    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    parameters = as_tensors(parameters)
     limit = _number("max_norm", max_norm)
     arguments = parameters, limit, total_norm, foreach
     observed.call("clip_grads_with_norm_", compiled.clip_with_norm_, op.clip_with_norm_, *arguments)
 
 
 def clip_tensors_(
-    tensors: _Tensors,
+    tensors: Tensors,
     max_norm: float,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
@@ -136,7 +131,7 @@ def clip_tensors_(
         RuntimeError: the norm is not finite and `error_if_nonfinite` is set; nothing was changed.
         TypeError: something in `tensors` is not a tensor.
     """
-    tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    tensors = as_tensors(tensors)
     for i, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"tensors must hold tensors, got a {type(tensor).__name__} at {i}")
@@ -145,7 +140,7 @@ def clip_tensors_(
     return observed.call("clip_tensors_", compiled.clip_, op.clip_, *arguments)
 
 
-def clip_grad_value_(parameters: _Tensors, clip_value: float, foreach: bool | None = None) -> None:
+def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | None = None) -> None:
     """Clamps every gradient element to [-clip_value, clip_value], in place.
 
     A drop-in for :func:`torch.nn.utils.clip_grad_value_`. On the CPU and on GPUs one read, and a
@@ -154,6 +149,7 @@ def clip_grad_value_(parameters: _Tensors, clip_value: float, foreach: bool | No
 
     Args:
         parameters: a tensor or an iterable of tensors, whose ``.grad`` is clipped; None is skipped.
+            Also ``model.named_parameters()``.
         clip_value: the largest magnitude left alone; a NaN makes every element NaN.
         foreach: passed on to torch where torch does the work.
 
@@ -161,7 +157,7 @@ def clip_grad_value_(parameters: _Tensors, clip_value: float, foreach: bool | No
         RuntimeError: `clip_value` is past the range of a gradient's dtype.
         TypeError, ValueError: `clip_value` is not a number.
     """
-    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    parameters = as_tensors(parameters)
     arguments = parameters, _number("clip_value", clip_value), foreach
     observed.call("clip_grad_value_", clip_values_ref_, clip_values_, *arguments)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from fastclip.ops.grad_norm.backends import Grads, collect
 from fastclip.ops.grad_norm.dispatch import NONFINITE
 from fastclip.ops.grad_norm.parts import GradParts
 
+Tensors: TypeAlias = Tensor | Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 _NAMED = 5  # how many offending gradients an error names
 
 
@@ -64,6 +65,11 @@ def split_pairs(
         if not (type(pair) is tuple and len(pair) == 2 and isinstance(pair[0], str)):
             raise TypeError(f"of (name, tensor) pairs, number {i} is no pair: {pair!r:.80}")
     return [name for name, _ in given], [tensor for _, tensor in given]
+
+
+def as_tensors(given: Tensors) -> list[Tensor]:
+    """A tensor, tensors, or (name, tensor) pairs such as ``named_parameters()``, as tensors."""
+    return split_pairs([given] if isinstance(given, Tensor) else list(given))[1]
 
 
 @contextlib.contextmanager

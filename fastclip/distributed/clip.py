@@ -5,13 +5,13 @@ DTensors say themselves how they lie on ranks, and the functions of :mod:`fastcl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fastclip.clipping import clip
+from fastclip.clipping.names import Tensors, as_tensors
 from fastclip.distributed import arguments
 from fastclip.ops.grad_norm.backends import collect
 from fastclip.ops.grad_norm.dispatch import NONFINITE
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def clip_grad_norm_(
-    parameters: Tensor | Iterable[Tensor],
+    parameters: Tensors,
     max_norm: float,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
@@ -41,7 +41,8 @@ def clip_grad_norm_(
     ranks need not agree on dtypes), beyond what DTensors among the parameters need.
 
     Args:
-        parameters: this rank's, plain or DTensors; those without a gradient are skipped.
+        parameters: this rank's, plain or DTensors, or ``model.named_parameters()``; those without
+            a gradient are skipped.
         max_norm, norm_type, error_if_nonfinite: as in :func:`fastclip.clip_grad_norm_`.
         groups: the process group over whose ranks the parameters are divided, each rank having
             others; or several, or a DeviceMesh for the groups of all its dimensions. Or pairs
@@ -63,7 +64,7 @@ def clip_grad_norm_(
         RuntimeError: the norm is not finite and `error_if_nonfinite` is set, on all ranks; on the
             CPU, another rank could not measure its gradients.
     """
-    members = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    members = as_tensors(parameters)
     limit = clip._number("max_norm", max_norm)
     exact, dtype = _norm(members, norm_type, arguments.one_of(groups, mesh), shared)
     total = exact.to(dtype)
@@ -74,7 +75,7 @@ def clip_grad_norm_(
 
 
 def get_total_norm(
-    parameters: Tensor | Iterable[Tensor],
+    parameters: Tensors,
     norm_type: float = 2.0,
     *,
     groups: Divided = None,
@@ -82,7 +83,7 @@ def get_total_norm(
     shared: Shared = (),
 ) -> Tensor:
     """The norm that :func:`clip_grad_norm_` clips by, of the parameters' gradients."""
-    members = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    members = as_tensors(parameters)
     exact, dtype = _norm(members, norm_type, arguments.one_of(groups, mesh), shared)
     return exact.to(dtype)
 

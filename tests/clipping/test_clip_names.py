@@ -60,3 +60,32 @@ def test_a_norm_past_the_dtype_is_said_to_be_that():
     optimizer = torch.optim.SGD([p], lr=0.1, fused=True)
     with pytest.raises(RuntimeError, match=r"8485\d\.?\d*, past the range of torch\.float16"):
         fastclip.clip_grads_in_step_(optimizer, 1.0, error_if_nonfinite=True)
+
+
+CLIPS = {
+    "clip_grad_value_": lambda given: fastclip.clip_grad_value_(given, 0.5),
+    "clip_grads_with_norm_": lambda given: fastclip.clip_grads_with_norm_(
+        given, 1.0, torch.tensor(4.0)
+    ),
+    "AGC": fastclip.AGC().clip_,
+    "AutoClip": lambda given: fastclip.AutoClip(percentile=10, history=2).clip_(given),
+    "ZClip": lambda given: fastclip.ZClip(max_grad_norm=0.1).clip_(given),
+    "distributed": lambda given: fastclip.distributed.clip_grad_norm_(given, 0.1),
+}
+
+
+@pytest.mark.parametrize("clips", CLIPS.values(), ids=CLIPS)
+@pytest.mark.parametrize("kind", [list, iter])
+def test_whatever_clips_takes_pairs(clips, kind):
+    one, two = model(3.0), model(3.0)
+    two.load_state_dict(one.state_dict())
+    clips(kind(list(one.named_parameters())))
+    clips(list(two.parameters()))
+    for p, q in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=0)
+
+
+def test_tensors_under_names_are_clipped():
+    tensors = {"a": torch.ones(4), "b": torch.ones(4)}
+    fastclip.clip_tensors_(tensors.items(), 1.0)
+    assert fastclip.get_total_norm(tensors.items()) == pytest.approx(1.0, abs=1e-5)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
-
+from fastclip.clipping.names import Tensors, as_tensors
 from fastclip.ops.unit_clip.dispatch import clip_units_
 
 
@@ -33,7 +31,7 @@ class AGC:
             raise ValueError(f"clipping must be > 0 and eps >= 0, got {clipping!r}, {eps!r}")
         self.clipping, self.eps = clipping, eps
 
-    def clip_(self, parameters: Tensor | Iterable[Tensor]) -> None:
+    def clip_(self, parameters: Tensors) -> None:
         """Clips the gradients in place, without waiting for a GPU.
 
         On the CPU and on GPUs all in one call that reads weights and gradients once and writes only
@@ -41,10 +39,9 @@ class AGC:
 
         Args:
             parameters: a tensor or an iterable of tensors, of any shape and floating dtype; those
-                without a gradient are skipped.
+                without a gradient are skipped. Also ``model.named_parameters()``.
         """
-        parameters = [parameters] if isinstance(parameters, Tensor) else parameters
-        clip_units_(parameters, self.clipping, self.eps)
+        clip_units_(as_tensors(parameters), self.clipping, self.eps)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

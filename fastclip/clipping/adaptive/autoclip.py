@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from fastclip.clipping.adaptive.quantile import RunningQuantile
 from fastclip.clipping.clip import _number, clip_grads_with_norm_, get_total_norm
+from fastclip.clipping.names import Tensors, as_tensors
 from fastclip.ops.grad_norm.backends import Grads, collect
 from fastclip.ops.grad_norm.reference import EPS
 
@@ -22,16 +22,17 @@ class FollowsTheNorm:
     finite say nothing of the gradients' size, and never reach the subclass's statistics.
     """
 
-    def clip_(self, parameters: Tensor | Iterable[Tensor]) -> Tensor:
+    def clip_(self, parameters: Tensors) -> Tensor:
         """Clips the gradients in place; returns their norm before, 0-d, as ``get_total_norm`` does.
 
         A norm over the limit is scaled to it exactly, with no 1e-6 in the factor. The statistics
         live on the host, so on a GPU this waits for the norm.
 
         Args:
-            parameters: a tensor or an iterable of tensors, whose ``.grad`` is clipped.
+            parameters: a tensor or an iterable of tensors, whose ``.grad`` is clipped, or
+                ``model.named_parameters()``.
         """
-        parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        parameters = as_tensors(parameters)
         grads = collect(parameters, take_grads=True)
         if grads is not None and not (grads and grads.has_norm(2.0)):
             grads = None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 
 from fastclip.clipping.adaptive.autoclip import FollowsTheNorm, count, require_keys
 from fastclip.clipping.clip import _number
+from fastclip.clipping.names import Tensors
 
 _MODES = ("zscore", "percentile")
 _CLIP_OPTIONS = ("adaptive_scaling", "mean")
@@ -82,7 +82,7 @@ class ZClip(FollowsTheNorm):
         self._first: list[float] = []
         self._mean = self._variance = math.nan
 
-    def clip_(self, parameters: Tensor | Iterable[Tensor]) -> Tensor:
+    def clip_(self, parameters: Tensors) -> Tensor:
         self.spiked = False  # of a norm of 0, which `_limit` never sees
         return super().clip_(parameters)
 
