@@ -7,9 +7,9 @@ namespace fastclip {
 
 namespace py = pybind11;
 
-// (the gradients that were scaled, the parameters left to do: among them those of whose gradients
-// other ranks may have some)
-// `grads` has a gradient for each, or is None: then they are the parameters' own.
+// Clips the gradients of parameters, or `grads`, one for each, where that is not None. Returns (the
+// gradients that were scaled, the parameters left to do: what no kernel takes, and those whose
+// gradient other ranks may have).
 py::tuple clip_units(const py::sequence& parameters, double clipping, double eps,
                      const py::object& grads);
 

@@ -19,6 +19,11 @@ def short(out: Path, **changes: Any) -> TrainConfig:
     return tiny(out, **plain | even | changes)
 
 
+def recorded(out: Path, **changes: Any) -> TrainConfig:
+    """Six steps, with the norms of every second one."""
+    return tiny(out, **{"max_steps": 6, "norms_every": 2, "report": False} | changes)
+
+
 def names(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir()}
 

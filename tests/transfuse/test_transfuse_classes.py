@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import torch
 from pairs import SIZE, write
 from PIL import Image
+from tiny import one_thread  # noqa: F401
 
 from fastclip.cli import main
 from fastclip.transfuse.config.train import TrainConfig
@@ -25,14 +25,6 @@ from fastclip.transfuse.training.objective import head_losses
 from fastclip.transfuse.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow  # it trains
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny(data: Path, out: Path, **changes: Any) -> TrainConfig:

@@ -11,6 +11,7 @@ import needs_train  # noqa: F401
 import pytest
 import torch
 import yaml
+from tiny import one_thread  # noqa: F401
 
 from fastclip.arguments.parse import parse
 from fastclip.cli import main
@@ -25,15 +26,6 @@ TINY = [
     *("train", "--model", "transfuse_t", "--size", "32x32", "--batch-size", "4"),
     *("--synthetic-images", "8", "--max-steps", "2", "--device", "cpu"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Images of 32x32 are too small to share out, and threads that wait disturb other tests."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def flags_of(config: TrainConfig) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import needs_train  # noqa: F401
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from pairs import SIZE, write
 from PIL import Image
+from tiny import one_thread  # noqa: F401
 
 from fastclip.cli import main
 from fastclip.transfuse import create_model
@@ -20,14 +20,6 @@ from fastclip.transfuse.network.model import TransFuse
 from fastclip.transfuse.network.normalise import normalise
 from fastclip.transfuse.prediction.ensemble import Ensemble, Member, mean_probability
 from fastclip.transfuse.prediction.predict import predict_mask, predict_probabilities
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

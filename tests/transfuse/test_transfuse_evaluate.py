@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 from pairs import SIZE, gray, pair, write
 from PIL import Image
+from tiny import one_thread  # noqa: F401
 
 from fastclip.cli import main
 from fastclip.transfuse import create_model
@@ -28,14 +29,6 @@ from fastclip.transfuse.measuring.metrics import METRICS
 from fastclip.transfuse.storage.checkpoint import FORMAT, load_checkpoint
 
 pytestmark = pytest.mark.slow  # it trains
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def checkpoint(file: Path, seed: int = 0, data: str = "set", **config: Any) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 from pairs import SIZE, pair, write
 from PIL import Image
+from tiny import one_thread  # noqa: F401
 
 from fastclip.cli import main
 from fastclip.transfuse import create_model
@@ -23,14 +24,6 @@ from fastclip.transfuse.storage.checkpoint import FORMAT, CheckpointError, load_
 from fastclip.transfuse.storage.files import write_file
 
 pytestmark = pytest.mark.slow  # it trains first
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
