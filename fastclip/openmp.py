@@ -9,9 +9,9 @@ from collections.abc import Mapping
 # What a user may have decided by; the first is libgomp's, the OpenMP of torch's wheels on Linux.
 SPIN = "GOMP_SPINCOUNT"
 DECIDED = (SPIN, "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
-# Some 15 us instead of libgomp's milliseconds. Beside other processes, threads that spin for long
+# Microseconds instead of libgomp's milliseconds. Beside other processes, threads that spin for long
 # are off the processor when the next loop needs them, and each loop waits a time slice for them;
-# threads that sleep at once cost a quiet machine a fifth of its images per second:
+# threads that sleep at once cost a quiet machine a quarter of its images per second:
 # bench/bench_trainer_busy.py measures all three.
 SHORT = "1000"
 
