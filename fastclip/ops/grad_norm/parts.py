@@ -85,9 +85,11 @@ class GradParts:
     def exact_norm(self, p: float) -> Tensor:
         """The unrounded p-norm of all elements: 0-d, float64, on the first tensor's device."""
         if p not in self._known:
-            norms = [part.wholes(self._backend_of).norm(p).view(1) for part in self._parts]
+            norms = [part.wholes(self._backend_of).norm(p) for part in self._parts]
             norms = self._reduced(norms, p)
-            self._known[p] = norm_of(torch.cat([moved(n, self.device) for n in norms]), p)
+            if len(norms) > 1:
+                norms = [norm_of(torch.stack([moved(n, self.device) for n in norms]), p)]
+            self._known[p] = norms[0]
         return self._known[p]
 
     def total_norm(self, p: float) -> Tensor:
