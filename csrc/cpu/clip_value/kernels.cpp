@@ -32,8 +32,8 @@ FASTCLIP_INLINE bool clip_block(T* x, int64_t n, Limits limits) {
   i32v a{}, b{};
   int64_t i = 0;
   for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    a |= outside(load(x + i), limits);
-    b |= outside(load(x + i + kLanes), limits);
+    a |= outside(load_streamed(x + i), limits);
+    b |= outside(load_streamed(x + i + kLanes), limits);
   }
   for (; i < n; i += kLanes) {
     a |= outside(n - i < kLanes ? load_part(x + i, n - i) : load(x + i), limits);

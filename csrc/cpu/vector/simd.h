@@ -123,6 +123,21 @@ FASTCLIP_INLINE f32v load(const double* p) {
   return __builtin_convertvector(load_raw<f64v>(p), f32v);
 }
 
+// `load` of memory that a pass reads from end to end. Zen 4 fetches ahead of loads of 32 bytes, as
+// v3 has them, faster than of loads of 64: a sum of squares reads 15 % more of memory in a second.
+template <class T>
+FASTCLIP_INLINE f32v load_streamed(const T* p) {
+  return load(p);
+}
+#if defined(__AVX512F__)
+FASTCLIP_INLINE f32v load_streamed(const float* p) {
+  __m256d low = load_raw<__m256d>(p);
+  asm("" : "+x"(low));  // or compilers make one load of both
+  const __m256d high = load_raw<__m256d>(p + kLanes / 2);
+  return (f32v)_mm512_insertf64x4(_mm512_castpd256_pd512(low), high, 1);
+}
+#endif
+
 FASTCLIP_INLINE void store(float* p, f32v x) { memcpy(p, &x, sizeof(x)); }
 FASTCLIP_INLINE void store(double* p, double x) { *p = x; }
 FASTCLIP_INLINE void store(half_t* p, f32v x) {

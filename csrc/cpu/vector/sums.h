@@ -53,21 +53,21 @@ FASTCLIP_INLINE double sum_of(const T* x, int64_t n) {
   for (; i + kBlock <= n; i += kBlock) {
     f32v a{}, b{}, c{}, d{};
     for (int64_t j = i; j < i + kBlock; j += 4 * kLanes) {
-      a = Op::add(a, load(x + j));
-      b = Op::add(b, load(x + j + kLanes));
-      c = Op::add(c, load(x + j + 2 * kLanes));
-      d = Op::add(d, load(x + j + 3 * kLanes));
+      a = Op::add(a, load_streamed(x + j));
+      b = Op::add(b, load_streamed(x + j + kLanes));
+      c = Op::add(c, load_streamed(x + j + 2 * kLanes));
+      d = Op::add(d, load_streamed(x + j + 3 * kLanes));
     }
     total += __builtin_convertvector((a + b) + (c + d), f64v);
   }
   f32v a{}, b{}, c{}, d{};
   for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-    a = Op::add(a, load(x + i));
-    b = Op::add(b, load(x + i + kLanes));
-    c = Op::add(c, load(x + i + 2 * kLanes));
-    d = Op::add(d, load(x + i + 3 * kLanes));
+    a = Op::add(a, load_streamed(x + i));
+    b = Op::add(b, load_streamed(x + i + kLanes));
+    c = Op::add(c, load_streamed(x + i + 2 * kLanes));
+    d = Op::add(d, load_streamed(x + i + 3 * kLanes));
   }
-  for (; i + kLanes <= n; i += kLanes) a = Op::add(a, load(x + i));
+  for (; i + kLanes <= n; i += kLanes) a = Op::add(a, load_streamed(x + i));
   if (i < n) b = Op::add(b, load_last(x, n, n - i));
   return sum_lanes(total + __builtin_convertvector((a + b) + (c + d), f64v));
 }
@@ -100,8 +100,8 @@ FASTCLIP_INLINE double max_magnitude(const T* x, int64_t n) {
   u32v a{}, b{};
   int64_t i = 0;
   for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    const u32v v = bit_cast<u32v>(abs(load(x + i)));
-    const u32v w = bit_cast<u32v>(abs(load(x + i + kLanes)));
+    const u32v v = bit_cast<u32v>(abs(load_streamed(x + i)));
+    const u32v w = bit_cast<u32v>(abs(load_streamed(x + i + kLanes)));
     a = v > a ? v : a;
     b = w > b ? w : b;
   }
