@@ -15,6 +15,7 @@ _RESERVED = (
     "_forward_module",
 )
 _RESERVED_PATH = re.compile(rf"(?:(?<=^)|(?<=\.)|(?<=\^))(?:{'|'.join(_RESERVED)})\\?\.")
+_HOLDING = frozenset((*_RESERVED, "module"))
 _HOLD_MODULE = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 # Wrappers of packages that are not imported here, by class; they hold the model as `module` too.
 _HOLD_MODULE_BY_NAME = {
@@ -38,7 +39,7 @@ def strip_wrappers(name: str) -> str:
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The module inside torch.compile, (Distributed)DataParallel, FSDP, EMA and other wrappers."""
-    if not module._modules:
+    if _HOLDING.isdisjoint(module._modules):
         return module
     for name in _RESERVED:
         if name in module._modules and isinstance(inner := module._modules[name], nn.Module):

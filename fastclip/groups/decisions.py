@@ -11,7 +11,7 @@ from fastclip.groups.names import Entry, shape_of
 from fastclip.groups.rules import no_decay_rule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What was decided for one parameter, and which rule said so.
 

@@ -14,7 +14,7 @@ T = TypeVar("T")
 Source = nn.Module | Iterable[nn.Module] | Iterable[tuple[str, Tensor]]
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
     """One parameter and every place where it hangs; several places mean tied weights."""
 

@@ -41,6 +41,7 @@ _POSITION_BIAS = re.compile(
     r"|(cpb_mlp|continuous_position_bias_mlp)\..*"
     r")$"
 )
+_BIAS_PARTS = ("bias", "rel_attn_embed", "cpb_mlp")
 
 
 def is_norm(module: nn.Module | None) -> bool:
@@ -107,16 +108,22 @@ def _ask(module: nn.Module, method: str) -> set[str]:
     return set(asked() or ()) if callable(asked) else set()
 
 
+def _bias(name: str) -> str | None:
+    if not any(part in name for part in _BIAS_PARTS):  # sooner than the patterns say it
+        return None
+    if _BIAS.search(name.rpartition(".")[2]):
+        return "bias"
+    return "relative position bias" if _POSITION_BIAS.search(name) else None
+
+
 def no_decay_rule(entry: Entry, rules: Iterable[str], listed: Listed) -> str | None:
     """The first of `rules` that spares a parameter, under any of its names, from decay."""
     for rule in rules:
         for name, owner in zip(entry.names, entry.owners, strict=True):
             if rule == "norm" and is_norm(owner):
                 return f"norm layer ({type(owner).__name__})"
-            if rule == "bias" and _BIAS.search(name.rpartition(".")[2]):
-                return "bias"
-            if rule == "bias" and _POSITION_BIAS.search(name):
-                return "relative position bias"
+            if rule == "bias" and (found := _bias(name)):
+                return found
             if rule == "ndim" and len(entry.shape) <= 1:
                 return f"ndim {len(entry.shape)}"
             if rule == "model" and getattr(entry.param, "_no_weight_decay", False):
