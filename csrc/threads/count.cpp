@@ -81,4 +81,6 @@ int max_threads() {
   return std::max(1, static_cast<int>(threads));
 }
 
+bool fewer_than_torch() { return max_threads() < torch_threads; }
+
 }  // namespace fastclip

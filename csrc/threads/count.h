@@ -21,4 +21,7 @@ ThreadLimits thread_limits(const std::string& root = "");
 // The least of the three, and at least 1. The quota is read once: it changes with the container.
 int max_threads();
 
+// Whether processors or quota do not suffice for as many threads as torch's.
+bool fewer_than_torch();
+
 }  // namespace fastclip

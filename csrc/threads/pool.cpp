@@ -13,6 +13,8 @@
 #include <system_error>
 #include <thread>
 
+#include "threads/team.h"
+
 namespace fastclip {
 namespace {
 
@@ -214,6 +216,7 @@ Pool& the_pool() {
 }  // namespace
 
 void on_threads(int threads, void (*body)(void*, int), void* context) {
+  if (threads > 1 && has_team()) return on_team(threads, body, context);
   if (threads > 1 && the_pool().run(threads, body, context)) return;
   body(context, 0);
 }
