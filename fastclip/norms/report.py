@@ -134,11 +134,15 @@ def grad_norms(
         ValueError: FSDP1 has sharded the model, so that a rank sees pieces only.
     """
     pairs = named_pairs(model_or_named_parameters)
-    zeros = {i: stand_in(p) for i, (_, p) in enumerate(pairs) if is_absent(p)}
-    grads = [(name, zeros.get(i, p.grad)) for i, (name, p) in enumerate(pairs)]
-    measured = [(name, grad) for name, grad in grads if grad is not None]
-    without = tuple(name for name, p in pairs if p.grad is None)
-    return _reports(measured, norm_type, stats, without, frozenset(map(id, zeros.values())))
+    measured, without, absent = [], [], []
+    for name, parameter in pairs:
+        if (grad := parameter.grad) is None:
+            without.append(name)
+            if not is_absent(parameter):
+                continue
+            absent.append(grad := stand_in(parameter))
+        measured.append((name, grad))
+    return _reports(measured, norm_type, stats, tuple(without), frozenset(map(id, absent)))
 
 
 @overload
@@ -176,9 +180,11 @@ def _reports(
 ) -> NormReport | tuple[NormReport, ...]:
     several = isinstance(norm_type, Sequence) and not isinstance(norm_type, str)
     orders = [float(p) for p in norm_type] if several else [float(norm_type)]  # type: ignore
-    names = tuple(name for name, tensor in named if has_norm(tensor))
-    skipped = tuple(name for name, tensor in named if not has_norm(tensor))
-    tensors = [tensor for _, tensor in named if has_norm(tensor)]
+    with_norm = [pair for pair in named if has_norm(pair[1])]
+    names, tensors = tuple(name for name, _ in with_norm), [tensor for _, tensor in with_norm]
+    skipped: tuple[str, ...] = ()
+    if len(with_norm) < len(named):
+        skipped = tuple(name for name, tensor in named if not has_norm(tensor))
     if stats and (found := [n for n, t in zip(names, tensors, strict=True) if t.is_complex()]):
         raise TypeError(f"stats=True: {found[0]} is complex, and has no largest element")
     if stats:
