@@ -76,16 +76,20 @@ class Rest {
   }
 
   void judge(Clock::duration worked, Clock::duration waited) {
-    if (waited < kLongWait || 2 * waited < worked) return;
-    left_ = kRegions;
-    until_ = Clock::now() + kRegions * waited;
+    const bool was_long = waited >= kLongWait && 2 * waited >= worked;
+    if (was_long) {
+      left_ = again_ ? kRegions : kRegionsAtFirst;
+      until_ = Clock::now() + left_ * waited;
+    }
+    again_ = was_long;
   }
 
  private:
   static constexpr std::chrono::microseconds kLongWait{300};  // no wake-up takes as long
   // So many regions at least, that the 90th percentile does not see who waits; and so many times
-  // the wait, that waiting takes little of the time.
-  static constexpr int kRegions = 16;
+  // the wait, that waiting takes little of the time. Once may be chance, on a quiet machine too.
+  static constexpr int kRegions = 16, kRegionsAtFirst = 4;
+  bool again_ = false;  // whether the last region waited
   int left_ = 0;
   Clock::time_point until_{};
 };
