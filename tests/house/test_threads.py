@@ -165,6 +165,29 @@ def test_a_second_copy_of_the_core(tmp_path):
     assert set(norms) == {MANY**0.5}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="torch's team is borrowed on Linux alone")
+def test_the_main_thread_runs_on_the_threads_that_torch_has():
+    """Others of our own would fight those for the processors."""
+    code = f"""
+import os, threading, torch, fastclip
+torch.set_num_threads(2)
+tensors = [torch.ones({MANY})]  # on torch's threads
+count = lambda: len(os.listdir("/proc/self/task"))
+norm = lambda: fastclip.get_total_norm(tensors).item()
+found = [count()]
+norm()
+found.append(count())
+thread = threading.Thread(target=norm)
+thread.start()
+thread.join()
+found.append(count())
+print(*(n - found[0] for n in found))
+"""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two processors")
+    assert run(code) == "0 0 1"  # another Python thread's call makes one of our own
+
+
 @pytest.mark.slow
 def test_a_process_that_ends_in_the_middle_of_a_call():
     code = f"""
