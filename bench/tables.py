@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import blocks_sharded  # noqa: F401  (registers its blocks)
+import blocks_trainer  # noqa: F401
 from blocks import BLOCKS
 
 ROOT = Path(__file__).parents[1]

@@ -1,3 +1,3 @@
 """The version of fastclip: packaging reads it here, and `fastclip.__version__` is it."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -76,7 +76,7 @@ class Rest {
   }
 
   void judge(Clock::duration worked, Clock::duration waited) {
-    const bool was_long = waited >= kLongWait && 2 * waited >= worked;
+    const bool was_long = waited >= kLongWait && 4 * waited >= worked;
     if (was_long) {
       left_ = again_ ? kRegions : kRegionsAtFirst;
       until_ = Clock::now() + left_ * waited;
@@ -85,7 +85,7 @@ class Rest {
   }
 
  private:
-  static constexpr std::chrono::microseconds kLongWait{300};  // no wake-up takes as long
+  static constexpr std::chrono::microseconds kLongWait{1000};  // no wake-up takes as long
   // So many regions at least, that the 90th percentile does not see who waits; and so many times
   // the wait, that waiting takes little of the time. Once may be chance, on a quiet machine too.
   static constexpr int kRegions = 16, kRegionsAtFirst = 4;

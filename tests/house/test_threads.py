@@ -181,11 +181,11 @@ thread = threading.Thread(target=norm)
 thread.start()
 thread.join()
 found.append(count())
-print(*(n - found[0] for n in found))
+print(found[1] - found[0], found[2] > found[1])
 """
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two processors")
-    assert run(code) == "0 0 1"  # another Python thread's call makes one of our own
+    assert run(code) == "0 True"  # another Python thread's call makes one
 
 
 @pytest.mark.slow
