@@ -64,9 +64,12 @@ class Run:
         return self.process.returncode, out, err
 
 
-def launched(world: int, out: Path, *flags: str, fault: str = "", restarts: int = 0) -> Run:
-    """A run in so many processes; one without torchrun."""
-    what = [str(RANKED), *fault.split()] if fault else ["-m", "fastclip"]
+def launched(
+    world: int, out: Path, *flags: str, fault: str = "", restarts: int = 0, program: str = ""
+) -> Run:
+    """A run in so many processes; one without torchrun. `program` is a file to run instead."""
+    what = [program] if program else ["-m", "fastclip"]
+    what = [str(RANKED), *fault.split()] if fault else what
     command = [*what, "train", *TINY, "--out", str(out), *flags]
     if world == 1:
         return Run(command)

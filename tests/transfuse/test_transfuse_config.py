@@ -184,6 +184,27 @@ def test_commands_that_nothing_divides_are_refused_under_torchrun(
     assert "only `fastclip train` divides" in line
 
 
-def test_fsdp_is_refused_with_what_to_use(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*TINY, "--fsdp"]) == 2
-    assert "start torchrun" in capsys.readouterr().err
+def test_fsdp_in_one_process_is_refused_with_how_to_start_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*TINY, "--fsdp", "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "torchrun --nproc-per-node=2 -m fastclip train --fsdp" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"compile": True},
+        {"freeze": ("resnet",), "freeze_epochs": 1},
+        {"reference_ops": True},
+        {"precision": "fp16"},
+    ],
+)
+def test_what_a_sharded_run_cannot_do_is_refused_by_name(flags: dict[str, Any]) -> None:
+    TrainConfig(**flags).check()
+    TrainConfig(fsdp=True).check()
+    flag = list(flags)[-1].replace("_", "-")
+    with pytest.raises(ValueError, match=f"--fsdp does not go with --{flag}"):
+        TrainConfig(fsdp=True, **flags).check()

@@ -22,6 +22,7 @@ from fastclip.transfuse.data.samples import printable
 from fastclip.transfuse.distributed.batch_norm import synchronised
 from fastclip.transfuse.distributed.launch import Launch
 from fastclip.transfuse.distributed.processes import Processes
+from fastclip.transfuse.network.model import TransFuse
 from fastclip.transfuse.safety import run_files
 
 T = TypeVar("T")
@@ -137,6 +138,10 @@ class Group(Processes):
     def replicate(self, model: nn.Module) -> None:
         for value in model.state_dict().values():
             dist.broadcast(value, src=0)
+
+    def complete(self, model: TransFuse) -> TransFuse:
+        self.replicate(model)
+        return model
 
     def normalised(self, model: M) -> M:
         return synchronised(model, self._device)

@@ -31,7 +31,8 @@ def joined(config: TrainConfig) -> Iterator[Processes]:
     sentence, of the process where it began.
 
     Args:
-        config: says the device, and how long a process waits for another one.
+        config: says the device, whether the network is sharded, and how long a process waits for
+            another one.
 
     Raises:
         UsageError: the environment holds a part of what torchrun sets, or the device is absent.
@@ -43,7 +44,8 @@ def joined(config: TrainConfig) -> Iterator[Processes]:
         yield Processes()
         return
     with usage_errors(), explained():
-        group = Group(launch, config.device, 60 * config.ddp_timeout)
+        kind = _sharded() if config.fsdp else Group
+        group = kind(launch, config.device, 60 * config.ddp_timeout)
     try:
         yield group
     except (RunError, UsageError) as error:
@@ -53,6 +55,12 @@ def joined(config: TrainConfig) -> Iterator[Processes]:
             raise
         raise type(error)(f"process {group.rank} of {group.world}: {error}") from error
     group.leave()
+
+
+def _sharded() -> type[Group]:
+    from fastclip.transfuse.distributed.sharded import ShardedGroup  # what else nobody loads
+
+    return ShardedGroup
 
 
 def _tells(group: Group, error: Exception) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastclip.transfuse.config.checks import torch_device
 from fastclip.transfuse.config.train import TrainConfig
+from fastclip.transfuse.network.model import TransFuse
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -25,10 +26,12 @@ class Processes:
     Attributes:
         rank: of this process. The one of rank 0 is the main process: it alone writes and speaks.
         world: the number of processes.
+        sharded: whether each holds a part of the network, of its gradients and of the optimizer.
     """
 
     rank = 0
     world = 1
+    sharded = False
 
     @property
     def main(self) -> bool:
@@ -88,6 +91,30 @@ class Processes:
     def normalised(self, model: M) -> M:
         """A network whose batch norms see the batch of all processes."""
         return model
+
+    def divide(self, model: TransFuse) -> None:
+        """Leave each process its part of the parameters, in place, where the run is sharded."""
+
+    def complete(self, model: TransFuse) -> TransFuse:
+        """A network to measure in each process by itself: its weights are whole there.
+
+        Its running statistics are those of the main process.
+        """
+        return model
+
+    def whole(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A state in nested dicts, whole in the main process; the others may lack parts of it."""
+        return state
+
+    def parts(self, weights: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+        """Whole weights as the model of this process takes them."""
+        return weights
+
+    def optimizer_parts(
+        self, state: Mapping[str, Any], optimizer: torch.optim.Optimizer
+    ) -> Mapping[str, Any]:
+        """The whole state of an optimizer as the one of this process takes it."""
+        return state
 
     def parallel(self, model: nn.Module, sync_bn: bool) -> nn.Module:
         """What to call for a forward pass whose gradients become the mean over processes."""

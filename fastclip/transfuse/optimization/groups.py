@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -22,21 +23,28 @@ def build_groups(model: TransFuse, config: TrainConfig) -> fastclip.ParamGroups:
         ValueError: a pattern of --freeze matches nothing, or everything.
     """
     scaled = config.backbone_lr_scale != 1.0
-    return fastclip.param_groups(
-        model,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        frozen=config.freeze,
-        lr_scale=dict.fromkeys(BACKBONES, config.backbone_lr_scale) if scaled else None,
-        layer_decay=config.layer_decay,
-    )
+    with warnings.catch_warnings():
+        # Sharding takes marks off parameters; a TransFuse names those that do not decay instead.
+        warnings.filterwarnings("ignore", "param_groups: if your model sets _no_weight_decay")
+        return fastclip.param_groups(
+            model,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            frozen=config.freeze,
+            lr_scale=dict.fromkeys(BACKBONES, config.backbone_lr_scale) if scaled else None,
+            layer_decay=config.layer_decay,
+        )
 
 
 def build_optimizer(groups: fastclip.ParamGroups, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD, Adam as published, or AdamW; all fused, so that clipping goes into the step."""
+    """SGD, Adam as published, or AdamW; fused, so that clipping goes into the step.
+
+    But for SGD of a sharded network, which torch has not fused.
+    """
     made: torch.optim.Optimizer
     if config.optimizer == "sgd":
-        made = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        fused = not config.fsdp
+        made = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
     elif config.optimizer == "adamw":
         made = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999), fused=True)
     else:

@@ -25,7 +25,7 @@ class Update:
     waits for a GPU to know it, but for AutoClip and ZClip, whose statistics live on the host.
 
     Args:
-        optimizer: fused.
+        optimizer: fused; or not, where torch has no fused one of sharded parameters.
         model: whose parameters it holds.
         config: the flags of clipping.
         device: the parameters'.
@@ -41,6 +41,7 @@ class Update:
         fp16: bool,
     ) -> None:
         self.optimizer, self.reference = optimizer, config.reference_ops
+        self.fused = all(group.get("fused") for group in optimizer.param_groups)
         self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)
         self.limit = limit_of(config)
         self.clipper = make_clipper(config, model)
@@ -52,7 +53,10 @@ class Update:
 
     def step(self) -> Tensor:
         """Clip and step; returns the norm of the unscaled gradients before, 0-d."""
-        if self.limit is None or self.reference:
+        return _plain(self._step())
+
+    def _step(self) -> Tensor:
+        if self.limit is None or self.reference or not self.fused:
             return self._one_after_the_other()
         with self.phase("clip and optimizer"):
             if not self.scaler.is_enabled():
@@ -67,14 +71,15 @@ class Update:
             if self.scaler.is_enabled():
                 self.scaler.unscale_(self.optimizer)
             if self.clipper is not None:
-                total = self.clipper.clip_(parameters)
+                total = _plain(self.clipper.clip_(parameters))
             else:
                 assert self.limit is not None
-                total = torch.nn.utils.clip_grad_norm_(parameters, self.limit)
+                ops: Any = torch.nn.utils if self.reference else fastclip
+                total = _plain(ops.clip_grad_norm_(parameters, self.limit))
         with self.phase("optimizer"):
             if self.scaler.is_enabled():
                 self._scaled_step()
-            elif self.reference:
+            elif self.reference or not self.fused:
                 _step_if_finite(self.optimizer, total)
             else:  # a norm above 0 is above 0: one that is not finite skips the step
                 skip = torch.where(total.isfinite(), math.inf, 0.0)
@@ -107,8 +112,8 @@ class Update:
 
 
 def _step_if_finite(optimizer: Any, total: Tensor) -> None:
-    """A step of a fused optimizer that skips itself on the device, as GradScaler has it."""
-    if total.device.type == "cpu":
+    """A step that a fused optimizer on a device skips there, as GradScaler has it."""
+    if total.device.type == "cpu" or not optimizer.param_groups[0]["fused"]:
         if total.isfinite():
             optimizer.step()
         return
@@ -117,3 +122,9 @@ def _step_if_finite(optimizer: Any, total: Tensor) -> None:
         optimizer.step()
     finally:
         del optimizer.grad_scale, optimizer.found_inf
+
+
+def _plain(total: Tensor) -> Tensor:
+    """The norm of sharded gradients is a DTensor, and all processes ask for its value together."""
+    full = getattr(total, "full_tensor", None)
+    return total if full is None else full()

@@ -90,7 +90,7 @@ class Record:
         max_norm: float | None,
         eta: Eta,
     ) -> None:
-        """Open the loggers and watch the norms; after `restore`, where the run is resumed.
+        """Watch the norms and open the loggers; after `restore`, where the run is resumed.
 
         Args:
             model: the network, on its device.
@@ -104,7 +104,13 @@ class Record:
         self.device = next(model.parameters()).device
         self.eta = eta
         resumed = self._restored is not None
+        self.watch_norms(model, optimizer, max_norm)
         self.loggers = open_loggers(self.out, self.config, resumed, self.say)
+
+    def watch_norms(
+        self, model: TransFuse, optimizer: torch.optim.Optimizer, max_norm: float | None
+    ) -> None:
+        """Measure norms from now on, where --norms-every asks for it; as `begin`."""
         if self.config.norms_every:
             state = None if self._restored is None else self._restored.get("norms")
             every = self.config.norms_every

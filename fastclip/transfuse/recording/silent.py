@@ -20,14 +20,17 @@ class SilentBar(StepBar):
     """Shows nothing."""
 
     def step(self, step: int, losses: Tensor, norm: Tensor, lr: float, images: int) -> None:
-        pass
+        self.record.observe(norm, step)
 
     def skip(self) -> None:
         pass
 
 
 class SilentRecord(Record):
-    """A `Record` that shows and writes nothing."""
+    """A `Record` that shows and writes nothing.
+
+    Norms of a sharded network it measures with the others: they are sums over all processes.
+    """
 
     def begin(
         self,
@@ -36,7 +39,8 @@ class SilentRecord(Record):
         max_norm: float | None,
         eta: Eta,
     ) -> None:
-        pass
+        if self.config.fsdp:
+            self.watch_norms(model, optimizer, max_norm)
 
     def say(self, line: str) -> None:
         pass
@@ -53,7 +57,8 @@ class SilentRecord(Record):
     def finish(
         self, model: TransFuse, samples: Samples, about: list[str], stop: Callable[[], bool]
     ) -> None:
-        pass
+        if self.norms is not None:
+            self.norms.close()
 
     def restore(self, state: dict[str, Any]) -> None:
-        pass
+        self._restored = dict(state)

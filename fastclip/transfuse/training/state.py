@@ -23,17 +23,18 @@ COUNTERS = ("step", "epoch", "batch", "validated", "best_step")
 
 
 def content_of(trainer: Trainer) -> dict[str, Any]:
-    """What last.pt holds, and best.pt a part of it."""
+    """What last.pt holds, and best.pt a part of it; whole in the main process. All call it."""
+    processes = trainer.processes
     config = asdict(trainer.config)
     cuda = trainer.device.type == "cuda"
     return {
         "model": trainer.config.model,
-        "weights": trainer.learner.evaluated.state_dict(),
+        "weights": processes.whole(trainer.learner.evaluated.state_dict()),
         "config": {k: str(v) if isinstance(v, Path) else v for k, v in config.items()},
         **{name: getattr(trainer, name) for name in COUNTERS},
         **trainer.scores,
         "best": trainer.best.state_dict(),
-        **trainer.learner.state_dict(),
+        **processes.whole(trainer.learner.state_dict()),
         "seconds": trainer.seconds(),
         "rng": torch.get_rng_state(),
         "rng_cuda": torch.cuda.get_rng_state(trainer.device) if cuda else None,
@@ -51,8 +52,10 @@ def restore(trainer: Trainer, content: dict[str, Any], best_gone: bool) -> None:
         content: of a last.pt, on the CPU.
         best_gone: whether there is no best.pt beside it.
     """
-    load_weights(trainer.learner.evaluated, content, trainer.saver.last)
-    trainer.learner.load_state_dict(content)
+    learner = trainer.learner
+    weights = trainer.processes.parts(content["weights"], learner.evaluated)
+    load_weights(learner.evaluated, {**content, "weights": weights}, trainer.saver.last)
+    learner.load_state_dict(content)
     trainer.best.load_state_dict(content["best"])
     for name in COUNTERS:
         setattr(trainer, name, int(content.get(name, getattr(trainer, name))))

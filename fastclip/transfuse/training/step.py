@@ -47,14 +47,20 @@ class Learner:
         self.dtype = autocast_dtype(config.precision, self.device)
         names = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
         self.precision = names[self.dtype]
+        self.average: ModelEmaV3 | None = None
+        if config.ema is not None:
+            # torch's foreach takes no DTensors mixed with running statistics, which are plain.
+            foreach = not self.processes.sharded
+            self.average = ModelEmaV3(
+                model, decay=config.ema, use_warmup=config.ema_warmup, foreach=foreach
+            )
+            self.processes.divide(self.average.module)
+        self.processes.divide(model)
         self.groups = groups.build_groups(model, config)
         self.optimizer = groups.build_optimizer(self.groups, config)
         self.update = Update(
             self.optimizer, model, config, self.device, fp16=self.dtype == torch.float16
         )
-        self.average: ModelEmaV3 | None = None
-        if config.ema is not None:
-            self.average = ModelEmaV3(model, decay=config.ema, use_warmup=config.ema_warmup)
         model.transformer.checkpointing = config.grad_checkpointing
         if config.compile:
             model.compile()
@@ -165,8 +171,9 @@ class Learner:
         """The inverse of `state_dict`."""
         if state.get("thawed", True) and not self.thawed:
             self._thaw()
-        self.optimizer.load_state_dict(state["optimizer"])
+        optimizer, processes = self.optimizer, self.processes
+        optimizer.load_state_dict(dict(processes.optimizer_parts(state["optimizer"], optimizer)))
         if "update" in state:
             self.update.load_state_dict(state["update"])
         if self.average is not None:
-            self.model.load_state_dict(state["training_weights"])
+            self.model.load_state_dict(processes.parts(state["training_weights"], self.model))

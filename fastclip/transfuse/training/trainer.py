@@ -52,6 +52,12 @@ class Trainer:
         if processes is None:
             require_alone()
         self.processes = processes or Processes()
+        if config.fsdp and not self.processes.sharded:
+            raise ValueError(
+                "--fsdp divides a network among the processes of torchrun, and this one was "
+                "started alone: torchrun --nproc-per-node=2 -m fastclip train --fsdp ...; or leave "
+                "it out"
+            )
         config = self.processes.continued(config)
         size = image_size(config.size, config.model)
         self.config = config = replace(config, size=f"{size[0]}x{size[1]}")
@@ -167,7 +173,7 @@ class Trainer:
             self._train_epoch()
             if self.stopping or not self._finish_epoch():
                 return self._interrupted()
-        model = self.learner.evaluated
+        model = self.processes.complete(self.learner.evaluated)
         self.record.finish(model, self.val_set, self.about(), lambda: self.stop.requested)
         if self.bad_steps.total:
             self.record.say(f"{self.bad_steps.total} steps were not finite and left out")
@@ -207,7 +213,7 @@ class Trainer:
                 self._agree()
                 if self.stopping or self._spent():
                     return
-                self.processes.on_main(self._save_if_due)
+                self._save_if_due()
 
     def _agree(self) -> bool:
         """Let all processes know the main one's clock, and whether any is told to stop."""
@@ -216,11 +222,13 @@ class Trainer:
         return self.stopping
 
     def _save_if_due(self) -> None:
-        if self.saver.due(self.step):
+        saver = self.saver
+        if saver.every is not None and self.processes.from_main(lambda: saver.due(self.step)):
             self._save()
 
     def _save(self) -> None:
-        self.saver.save(content_of(self))
+        content = content_of(self)  # all processes gather it
+        self.processes.on_main(lambda: self.saver.save(content))
 
     def _spent(self) -> bool:
         return self.budget.spent(self.step, self.agreed_s)
@@ -242,8 +250,7 @@ class Trainer:
 
     def _finish_epoch(self) -> bool:
         """Validate and save; False where a signal cut the validation short."""
-        model = self.learner.evaluated
-        self.processes.replicate(model)  # the running statistics of the main process count
+        model = self.processes.complete(self.learner.evaluated)
         size = self.config.batch_size
         result = evaluate(model, self.val_set, size, self._agree, self.processes)
         if result is None:
@@ -256,12 +263,12 @@ class Trainer:
         self.scores = {"dice": result.dice, "loss": result.loss}
         if self.best.update(result):
             self.best_step = self.step
-        self.processes.on_main(self._save)
+        self._save()
         self._agree()
         return True
 
     def _interrupted(self) -> int:
-        self.processes.on_main(self._save)
+        self._save()
         self.processes.wait()  # torchrun ends all once one has ended
         self.record.say(
             f"stopped at step {self.step}; {self.out / 'last.pt'} is saved: the same command with "
