@@ -74,6 +74,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("clip_values", &fastclip::clip_values, py::arg("tensors"), py::arg("limit"),
         py::arg("take_grads") = true);
   m.def("clip_units", &fastclip::clip_units, py::arg("parameters"), py::arg("clipping"),
-        py::arg("eps"), py::arg("grads") = py::none());
+        py::arg("eps"), py::arg("grads") = py::none(), py::arg("check") = py::none());
   fastclip::bind_structure_loss(m);
 }

@@ -25,7 +25,7 @@ std::optional<TensorView> view_if_any(PyObject* tensor) {
 }  // namespace
 
 py::tuple clip_units(const py::sequence& parameters, double clipping, double eps,
-                     const py::object& grads_of_them) {
+                     const py::object& grads_of_them, const py::object& check) {
   const py::tuple items(parameters);  // a snapshot: other threads may change a list
   const bool own = grads_of_them.is_none();
   const py::tuple given = own ? py::tuple() : py::tuple(grads_of_them);
@@ -54,6 +54,7 @@ py::tuple clip_units(const py::sequence& parameters, double clipping, double eps
     }
   }
   if (clip.overlaps()) return py::make_tuple(written, items);
+  if (!check.is_none() && !rest.empty()) check();
   if (may_hold_inference) {
     for (py::handle grad : grads) require_writable(grad.ptr());
   }

@@ -46,6 +46,7 @@ def clip_grad_norm_(
         RuntimeError: the norm, as returned, is not finite and `error_if_nonfinite` is set; a
             gradient was made under inference_mode and would be written outside.
         ValueError: a gradient's storage was freed.
+        NotImplementedError: a gradient is float8, whose scale lies elsewhere; nothing was changed.
         TypeError, ValueError: `max_norm` or `norm_type` is not a number.
     """
     if isinstance(parameters, Tensor):
@@ -129,6 +130,7 @@ def clip_tensors_(
 
     Raises:
         RuntimeError: the norm is not finite and `error_if_nonfinite` is set; nothing was changed.
+        NotImplementedError: a tensor is float8, as in :func:`clip_grad_norm_`.
         TypeError: something in `tensors` is not a tensor.
     """
     tensors = as_tensors(tensors)
@@ -155,6 +157,7 @@ def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | Non
 
     Raises:
         RuntimeError: `clip_value` is past the range of a gradient's dtype.
+        NotImplementedError: a gradient is float8, as in :func:`clip_grad_norm_`.
         TypeError, ValueError: `clip_value` is not a number.
     """
     parameters = as_tensors(parameters)

@@ -12,6 +12,7 @@ from fastclip.clipping import clip
 from fastclip.clipping.factor import Rule, measurable
 from fastclip.clipping.hooks import Attributes, forget_next_step, hook_next_step
 from fastclip.clipping.names import raise_nonfinite
+from fastclip.ops import float8
 from fastclip.ops.grad_norm.backends import Grads
 from fastclip.ops.grad_norm.reference import EPS
 from fastclip.ops.grad_norm.sharded import plain_norm
@@ -73,8 +74,9 @@ def _one_after_the_other(
     parameters: list[Tensor],
     rule: Rule,
 ) -> Tensor:
-    scaler.unscale_(optimizer)
     grads = [q.grad for q in parameters if q.grad is not None]
+    float8.refuse(grads)  # unscale_ would have divided others by the time it says so
+    scaler.unscale_(optimizer)
     total = clip.get_total_norm(grads, rule.p)
     plain = plain_norm(total)
     flag = 1 - (total if plain is None else plain).isfinite().float()

@@ -40,6 +40,9 @@ class AGC:
         Args:
             parameters: a tensor or an iterable of tensors, of any shape and floating dtype; those
                 without a gradient are skipped. Also ``model.named_parameters()``.
+
+        Raises:
+            NotImplementedError: a weight or gradient is float8; nothing was changed.
         """
         clip_units_(as_tensors(parameters), self.clipping, self.eps)
 

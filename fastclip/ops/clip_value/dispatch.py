@@ -17,12 +17,19 @@ from torch import Tensor
 from torch.nn import utils as _torch_clip
 
 from fastclip import native
+from fastclip.ops import float8
 from fastclip.ops.grad_norm import backends
 from fastclip.ops.grad_norm.gpu.backend import GpuGrads
 from fastclip.ops.grad_norm.sorting import is_dtensor, sort
 
 # Captured at import, so that patching torch.nn.utils never makes the reference call itself.
-clip_values_ref_ = _torch_clip.clip_grad_value_
+_clip_values_ = _torch_clip.clip_grad_value_
+
+
+def clip_values_ref_(parameters: Sequence[Tensor], limit: float, foreach: bool | None) -> None:
+    """torch's clip_grad_value_; NotImplementedError for float8, before any is written."""
+    float8.refuse(p.grad for p in parameters if p.grad is not None)
+    _clip_values_(parameters, limit, foreach)
 
 
 def clip_values_(parameters: Sequence[Tensor], limit: float, foreach: bool | None) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import utils as _torch_clip
 
 from fastclip import native
+from fastclip.ops import float8
 from fastclip.ops.grad_norm.backends import (
     Grads,
     backend,
@@ -26,8 +27,22 @@ from fastclip.ops.grad_norm.parts import GradParts
 from fastclip.ops.grad_norm.sharded import plain_norm
 
 # Captured at import, so that patching torch.nn.utils never makes the reference call itself.
-total_norm_ref = _torch_clip.get_total_norm
-scale_ref_ = _torch_clip.clip_grads_with_norm_
+_total_norm = _torch_clip.get_total_norm
+_scale_ = _torch_clip.clip_grads_with_norm_
+
+
+def total_norm_ref(
+    tensors: Sequence[Tensor], p: float, error_if_nonfinite: bool = False, foreach: Any = None
+) -> Tensor:
+    """torch's get_total_norm; NotImplementedError for float8."""
+    float8.refuse(tensors)
+    return _total_norm(tensors, p, error_if_nonfinite, foreach)
+
+
+def scale_ref_(parameters: Any, max_norm: float, total_norm: Tensor, foreach: Any = None) -> None:
+    """torch's clip_grads_with_norm_; NotImplementedError for float8, before any is written."""
+    float8.refuse(listed(parameters, True))
+    _scale_(parameters, max_norm, total_norm, foreach)
 
 
 def clip_ref_(

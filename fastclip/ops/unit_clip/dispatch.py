@@ -8,13 +8,14 @@ or observed) goes to the reference, which waits for no GPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from fastclip import native
-from fastclip.ops import observed
+from fastclip.ops import float8, observed
 from fastclip.ops.grad_norm import backends
 from fastclip.ops.grad_norm.gpu import tables
 from fastclip.ops.unit_clip import sharded
@@ -24,15 +25,19 @@ from fastclip.ops.unit_clip.reference import clip_units_ref_
 def clip_units_(parameters: Iterable[Tensor], clipping: float, eps: float) -> None:
     """Scales each unit of each gradient whose norm is over clipping * max(|w|, eps).
 
-    The factor is that limit over max(|g|, 1e-6).
+    The factor is that limit over max(|g|, 1e-6). NotImplementedError for float8, of which neither
+    is known: nothing is written then.
     """
     parameters = list(parameters)
     observed.call("clip_units_", _by_reference_, _by_core_, parameters, clipping, eps)
 
 
 def _by_core_(parameters: list[Tensor], clipping: float, eps: float) -> None:
-    if native.core is not None:
-        written, parameters = native.core.clip_units(parameters, clipping, eps)
+    check = functools.partial(_refuse_float8, parameters)
+    if native.core is None:
+        check()
+    else:
+        written, parameters = native.core.clip_units(parameters, clipping, eps, check=check)
         torch.autograd.graph.increment_version(written)
         if not parameters:
             return
@@ -44,7 +49,14 @@ def _by_core_(parameters: list[Tensor], clipping: float, eps: float) -> None:
     _by_reference_(parameters, clipping, eps)
 
 
+def _refuse_float8(parameters: Sequence[Tensor]) -> None:
+    having = [p for p in parameters if p.grad is not None]
+    float8.refuse(p.grad for p in having if p.grad is not None)
+    float8.refuse(having, "the weight of gradient")
+
+
 def _by_reference_(parameters: list[Tensor], clipping: float, eps: float) -> None:
+    _refuse_float8(parameters)
     for p in parameters:
         if p.grad is not None:
             clip_units_ref_(p, p.grad, clipping, eps)
