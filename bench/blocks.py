@@ -83,6 +83,8 @@ def headline() -> str:
              f"transfuse_s, {CLIPPED}", "fastclip, in step"),
         pair("structure loss, 3 heads, 16x1x192x256, forward + backward", "structure_loss_cpu",
              "structure_loss", LOSS),
+        pair("a step of the trainer, TransFuse_S, 16x192x256", "trainer_step", "trainer step",
+             "transfuse_s 16x192x256, step"),
     ]  # fmt: skip
     slow, fast = (row("clip_cpu", "norm", "1 x 1e+08", v) for v in ("torch", "fastclip"))
     lines.append(("error of the norm of 1e8 elements", slow["error"], fast["error"], ""))
