@@ -187,7 +187,6 @@ def source_distribution(work: Path) -> None:
         "conftest.py",
         "install/run",
         "clipping/test_clip.py",
-        "sanitize",
         "cuda_on_host",
     ):
         if not (tests / needed).exists():

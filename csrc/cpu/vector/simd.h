@@ -7,6 +7,8 @@
 
 #if defined(__F16C__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define FASTCLIP_INLINE static inline __attribute__((always_inline))
@@ -57,12 +59,14 @@ FASTCLIP_INLINE f32v splat(float x) { return f32v{} + x; }
 FASTCLIP_INLINE f32v abs(f32v x) { return bit_cast<f32v>(bit_cast<u32v>(x) & 0x7fffffffu); }
 FASTCLIP_INLINE double abs(double x) { return __builtin_fabs(x); }
 
-// Portable half <-> float; F16C's instructions do the same where the level has them.
+// Portable half <-> float; the instructions of F16C and of aarch64 do the same where there are any.
 FASTCLIP_INLINE f32v half_to_float(u16v h) {
 #if defined(__AVX512F__)
   return (f32v)_mm512_cvtph_ps((__m256i)h);
 #elif defined(__F16C__)
   return (f32v)_mm256_cvtph_ps((__m128i)h);
+#elif defined(__aarch64__)
+  return (f32v)vcvt_f32_f16((float16x4_t)h);
 #else
   const u32v bits = __builtin_convertvector(h, u32v);
   const u32v magnitude = (bits & 0x7fffu) << 13;
@@ -80,6 +84,8 @@ FASTCLIP_INLINE u16v float_to_half(f32v x) {
   return (u16v)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__F16C__)
   return (u16v)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+  return (u16v)vcvt_f16_f32((float32x4_t)x);
 #else
   const u32v bits = bit_cast<u32v>(x);
   const u32v magnitude = bits & 0x7fffffffu;
@@ -95,8 +101,13 @@ FASTCLIP_INLINE u16v float_to_half(f32v x) {
 #endif
 }
 
+// GCC takes the widening of a vector of 8 bytes apart: aarch64's is spelt out.
 FASTCLIP_INLINE f32v bfloat_to_float(u16v b) {
+#if defined(__aarch64__)
+  return (f32v)vshlq_n_u32(vmovl_u16((uint16x4_t)b), 16);
+#else
   return bit_cast<f32v>(__builtin_convertvector(b, u32v) << 16);
+#endif
 }
 
 FASTCLIP_INLINE u16v float_to_bfloat(f32v x) {
@@ -115,6 +126,11 @@ FASTCLIP_INLINE f32v load(const uint8_t* p) {
   return (f32v)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load_raw<__m128i>(p)));
 #elif defined(__AVX2__)
   return (f32v)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#elif defined(__aarch64__)
+  uint32_t four;
+  memcpy(&four, p, sizeof(four));
+  const uint16x8_t wide = vmovl_u8(vcreate_u8(four));
+  return (f32v)vcvtq_f32_u32(vmovl_u16(vget_low_u16(wide)));
 #else
   return __builtin_convertvector(__builtin_convertvector(load_raw<u8v>(p), i32v), f32v);
 #endif
