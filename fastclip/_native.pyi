@@ -63,7 +63,7 @@ def clip_units(
     clipping: float,
     eps: float,
     grads: Sequence[Tensor] | None = None,
-    check: Callable[[], None] | None = None,
+    check: Callable[[list[Tensor]], None] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]: ...
 def structure_loss_forward(
     logits: Sequence[Tensor],

@@ -54,7 +54,7 @@ py::tuple clip_units(const py::sequence& parameters, double clipping, double eps
     }
   }
   if (clip.overlaps()) return py::make_tuple(written, items);
-  if (!check.is_none() && !rest.empty()) check();
+  if (!check.is_none() && !rest.empty()) check(parameters);
   if (may_hold_inference) {
     for (py::handle grad : grads) require_writable(grad.ptr());
   }

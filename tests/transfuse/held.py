@@ -20,9 +20,9 @@ def counted(tensors: Iterable[Any]) -> tuple[int, int]:
     """Numbers that lie here, and all of them."""
     found = list(tensors)
     local = [t.to_local() if hasattr(t, "to_local") else t for t in found]
-    return sum(t.untyped_storage().nbytes() // t.itemsize for t in local), sum(
-        t.numel() for t in found
-    )
+    # Gradients of a block are views of one storage.
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local}
+    return sum(storages.values()) // local[0].itemsize, sum(t.numel() for t in found)
 
 
 def report(learner: Any) -> None:

@@ -8,7 +8,6 @@ or observed) goes to the reference, which waits for no GPU.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -33,11 +32,12 @@ def clip_units_(parameters: Iterable[Tensor], clipping: float, eps: float) -> No
 
 
 def _by_core_(parameters: list[Tensor], clipping: float, eps: float) -> None:
-    check = functools.partial(_refuse_float8, parameters)
     if native.core is None:
-        check()
+        _refuse_float8(parameters)
     else:
-        written, parameters = native.core.clip_units(parameters, clipping, eps, check=check)
+        written, parameters = native.core.clip_units(
+            parameters, clipping, eps, None, _refuse_float8
+        )
         torch.autograd.graph.increment_version(written)
         if not parameters:
             return

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fastclip
 from fastclip.transfuse.config.train import TrainConfig
@@ -51,6 +52,25 @@ def build_optimizer(groups: fastclip.ParamGroups, config: TrainConfig) -> torch.
         made = torch.optim.Adam(groups, lr=config.lr, betas=(0.5, 0.999), fused=True)
     keep_peaks(made)
     return made
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load a state that may be of a run that was sharded, where this one is not, or the reverse.
+
+    Each steps in its own way, fused or not. torch's fused steps read a parameter and its state by
+    their places in memory, and sharded parameters are contiguous where plain ones have the channels
+    last.
+    """
+    fused = [group["fused"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(dict(state))
+    for group, own in zip(optimizer.param_groups, fused, strict=True):
+        group["fused"] = own
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                continue
+            if value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def keep_peaks(optimizer: torch.optim.Optimizer) -> None:

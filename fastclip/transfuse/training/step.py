@@ -172,7 +172,7 @@ class Learner:
         if state.get("thawed", True) and not self.thawed:
             self._thaw()
         optimizer, processes = self.optimizer, self.processes
-        optimizer.load_state_dict(dict(processes.optimizer_parts(state["optimizer"], optimizer)))
+        groups.load_optimizer(optimizer, processes.optimizer_parts(state["optimizer"], optimizer))
         if "update" in state:
             self.update.load_state_dict(state["update"])
         if self.average is not None:
