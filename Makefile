@@ -87,10 +87,11 @@ test-install: $(VENV)/.ready
 test-arm: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -ra tests/install/test_other_processors.py
 
-# One binary, several torch versions: the wheel runs unchanged in a second environment.
+# One binary, several torch versions: the wheel runs unchanged in a second environment. Sweeps are
+# for the first one.
 test-wheel: wheel $(OTHER_VENV)/.ready
 	$(OTHER_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
-	cd build && ../$(OTHER_VENV)/bin/python -m pytest ../tests --rootdir ../tests -m core $(TWO)
+	cd build && ../$(OTHER_VENV)/bin/python -m pytest ../tests --rootdir ../tests -m 'core and not slow' $(TWO)
 
 $(OTHER_VENV)/.ready:
 	tools/make_venv '$(PYTHON)' '$(OTHER_VENV)'

@@ -110,6 +110,8 @@ def link_command(cxx: toolchain.Compiler, nvcc: str | None, guards: list[str]) -
     if sys.platform == "darwin":
         host = [*guards, "-undefined", "dynamic_lookup"]
     user = toolchain.words("LDFLAGS")
+    if sys.platform.startswith("linux"):
+        user = ["-ldl", *user]  # glibc has had dlsym in a library of its own until 2.34
     if nvcc is None:
         return f"{quoted([*cxx.command, '-shared', *host])} $in -o $out {quoted(user)}"
     # nvcc knows where its static runtime lies. It splits a list at commas that no \ stands before.
