@@ -1,4 +1,4 @@
-"""The tables of the trainer's step and its loader in README.md and docs/, from the rows."""
+"""The tables of the trainer's step and its loader in docs/optimization.md, from the rows."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@
 #include "tensors/tensor_list.h"
 #include "tensors/tensor_view.h"
 #include "threads/count.h"
-#include "threads/team.h"
 
 namespace py = pybind11;
 using fastclip::TensorList;
@@ -27,7 +26,6 @@ PYBIND11_MODULE(_native, m) {
   // What is found out once is found out now: a child that is forked meanwhile would wait for it.
   fastclip::cpu::best_isa();
   fastclip::max_threads();
-  fastclip::find_team();
   py::register_local_exception<fastclip::Unsupported>(m, "Unsupported", PyExc_NotImplementedError);
   py::register_exception_translator([](std::exception_ptr error) {
     try {

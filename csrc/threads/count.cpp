@@ -6,6 +6,8 @@
 #include <sstream>
 #include <thread>
 
+#include "threads/openmp.h"
+
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -16,6 +18,8 @@ namespace {
 thread_local int torch_threads = 0;
 
 int affinity() {
+  // Where OpenMP has bound this thread to one processor, the others of its team have theirs.
+  if (const OpenMP team = openmp(); team && team.binding() != 0) return team.processors();
 #if defined(__linux__)
   cpu_set_t set;  // of 1024 processors; where there are more the call fails
   if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);

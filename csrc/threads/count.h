@@ -8,7 +8,7 @@ namespace fastclip {
 // What bounds them; 0 where that says nothing.
 struct ThreadLimits {
   int torch;     // torch.get_num_threads(), as the calling thread was last told
-  int affinity;  // processors that this thread may run on
+  int affinity;  // processors that this thread, or the OpenMP team that it leads, may run on
   double quota;  // processors' worth of time that the container grants: cgroups' cpu.max
 };
 

@@ -5,17 +5,13 @@
 
 namespace fastclip {
 
-// Whether this thread has a team to borrow. Not where torch runs on another system of threads, not
-// in a forked process or outside the main thread, and not where processors are fewer than threads.
+// Whether this thread has a team to borrow (openmp.h), with a processor for each of its threads.
 bool has_team();
 
 // Calls body(context, 0) on this thread and body(context, t) for 0 < t < threads on others of the
 // team, and returns when every call has. `body` takes its work piece by piece (shares.h), and may
 // not throw on another thread. Where the team has lately kept its caller waiting, the caller alone
-// does all: OpenMP waits for every thread, also for one that lost the processor to another process.
+// does all (rest.h).
 void on_team(int threads, void (*body)(void* context, int thread), void* context);
-
-// Looks for the team, so that no first call has to.
-void find_team();
 
 }  // namespace fastclip

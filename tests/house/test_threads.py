@@ -188,6 +188,22 @@ print(found[1] - found[0], found[2] > found[1])
     assert run(code) == "0 True"  # another Python thread's call makes one
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="torch's team is borrowed on Linux alone")
+def test_threads_that_openmp_binds(monkeypatch):
+    """Each to a processor: the main thread's is not all that the process has."""
+    monkeypatch.setenv("OMP_PROC_BIND", "true")
+    code = """
+import os, torch
+from fastclip.native import core
+torch.ones(10_000_000).sum()  # binds, if nothing has
+print(core.thread_limits()["affinity"], len(os.sched_getaffinity(0)))
+"""
+    processors = len(os.sched_getaffinity(0))
+    if processors < 2:
+        pytest.skip("needs two processors")
+    assert run(code) == f"{processors} 1"
+
+
 @pytest.mark.slow
 def test_a_process_that_ends_in_the_middle_of_a_call():
     code = f"""

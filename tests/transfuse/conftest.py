@@ -1,4 +1,4 @@
-"""A finished run of one step, for the tests that need one."""
+"""What the trainer's tests share: a finished run of one step, and no launcher around them."""
 
 from __future__ import annotations
 
@@ -24,3 +24,10 @@ def one_step(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def out(one_step: Path, tmp_path: Path) -> Path:
     """A copy of that run."""
     return Path(shutil.copytree(one_step, tmp_path / "run"))
+
+
+@pytest.fixture(autouse=True)
+def no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests themselves may run under a launcher."""
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)

@@ -11,11 +11,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from fastclip.transfuse.network.factory import create_model
 from fastclip.transfuse.storage.checkpoint import load_checkpoint
 
+# Each starts several processes, and all take ten minutes of two cores.
+every = pytest.mark.skipif(
+    "FASTCLIP_TORCHRUN" not in os.environ, reason="FASTCLIP_TORCHRUN=1 runs these, for ten minutes"
+)
 RANKED = Path(__file__).with_name("ranked.py")
 SECONDS = 240  # of a run that hangs
 # Ten steps an epoch; five validation images, which no number of processes divides. Plain descent

@@ -11,8 +11,7 @@ from typing import Any
 import needs_train  # noqa: F401
 import pytest
 import torch
-from launched import apart, errors, finished, launched, losses, moved, validations
-from test_transfuse_torchrun import every, no_launch  # noqa: F401
+from launched import apart, errors, every, finished, launched, losses, moved, validations
 
 from fastclip.cli import main
 from fastclip.transfuse.storage.checkpoint import load_checkpoint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import needs_train  # noqa: F401
 import pytest
 import torch
-from launched import apart, errors, finished, launched, losses, moved, validations
+from launched import apart, errors, every, finished, launched, losses, moved, validations
 
 from fastclip.transfuse.storage.checkpoint import load_checkpoint
 
@@ -18,17 +17,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed"),
 ]
-# Each starts several processes, and all take ten minutes of two cores.
-every = pytest.mark.skipif(
-    "FASTCLIP_TORCHRUN" not in os.environ, reason="FASTCLIP_TORCHRUN=1 runs these, for ten minutes"
-)
-
-
-@pytest.fixture(autouse=True)
-def no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests themselves may run under a launcher."""
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")

@@ -140,7 +140,7 @@ FASTCLIP_INLINE f32v load(const double* p) {
 }
 
 // `load` of memory that a pass reads from end to end. Zen 4 fetches ahead of loads of 32 bytes, as
-// v3 has them, faster than of loads of 64: a sum of squares reads 15 % more of memory in a second.
+// v3 has them, faster than of loads of 64.
 template <class T>
 FASTCLIP_INLINE f32v load_streamed(const T* p) {
   return load(p);

@@ -50,9 +50,9 @@ def _by_core_(parameters: list[Tensor], clipping: float, eps: float) -> None:
 
 
 def _refuse_float8(parameters: Sequence[Tensor]) -> None:
-    having = [p for p in parameters if p.grad is not None]
-    float8.refuse(p.grad for p in having if p.grad is not None)
-    float8.refuse(having, "the weight of gradient")
+    pairs = [(p, p.grad) for p in parameters if p.grad is not None]
+    float8.refuse(grad for _, grad in pairs)
+    float8.refuse((weight for weight, _ in pairs), "the weight of gradient")
 
 
 def _by_reference_(parameters: list[Tensor], clipping: float, eps: float) -> None:
