@@ -1,8 +1,11 @@
 # make train   trains transfuse_t in under five minutes and shows the result
 # make check   linters, types and the quick tests: while you work
 # make test    linters, all tests, and the wheel's core tests under another torch
-# make bench   CPU benchmarks; rows go to bench/results/, tables to README.md and docs/
-# make bench-check  measures again, and fails where fastclip lost 20 % of a ratio or a call costs more
+# make bench   benchmarks of every op on the CPU, in under eight minutes; rows go to bench/results/,
+#              tables to README.md and docs/
+# make bench-all    whole training steps, the loader, gradients in parts and busy machines too: half an hour
+# make bench-check  measures again, and fails where fastclip lost 20 % of a ratio or a call costs more;
+#              AGAINST=folder: against the rows there, for processors that no committed row is of
 # make tables  README.md and docs/ from the rows that are there
 # make docs    the site, in build/site, with every page looked at in a headless browser
 # make sanitize  the core's tests under AddressSanitizer and UBSan, then under ThreadSanitizer
@@ -33,7 +36,7 @@ OTHER_VENV = $(VENV)-torch-$(OTHER_TORCH)
 SOURCES = pyproject.toml setup.py $(shell find csrc -type f -not -path '*/__pycache__/*')
 CODE = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: setup train check test lint test-wheel wheel wheels test-install test-arm bench bench-check tables docs gpu gpu-rehearse \
+.PHONY: setup train check test lint test-wheel wheel wheels test-install test-arm bench bench-all bench-check tables docs gpu gpu-rehearse \
 	sanitize docs-figures groups-table clean
 
 setup: $(VENV)/.ready $(OTHER_VENV)/.ready
@@ -100,19 +103,25 @@ $(OTHER_VENV)/.ready:
 	$(OTHER_VENV)/bin/python -m pip install --quiet numpy pytest pytest-benchmark pytest-xdist hypothesis expecttest
 	touch $@
 
-# Every committed row and picture of the CPU, and with them the tables of README.md and docs/.
+BENCH = $(VENV)/bin/python -m pytest bench --benchmark-enable --benchmark-max-time 0.2 -s
 bench: $(VENV)/.ready
-	$(VENV)/bin/python -m pytest bench --benchmark-enable -s
+	$(BENCH) -m 'not slow'
 	$(VENV)/bin/python bench/plot_clip.py
-	$(VENV)/bin/python bench/plot_end_to_end.py
 	$(VENV)/bin/python bench/instructions.py
+	$(VENV)/bin/python bench/tables.py
+
+# Every committed row and picture of the CPU.
+bench-all: bench
+	$(BENCH) -m slow
+	$(VENV)/bin/python bench/plot_end_to_end.py
 	$(VENV)/bin/python bench/tables.py
 
 # KEYWORD=expression chooses benchmarks, as pytest's -k.
 KEYWORD ?=
+AGAINST ?= bench/results
 bench-check: $(VENV)/.ready
 	$(VENV)/bin/python bench/instructions.py --check
-	$(VENV)/bin/python bench/check.py -k '$(KEYWORD)'
+	$(VENV)/bin/python bench/check.py -k '$(KEYWORD)' --against '$(AGAINST)'
 
 tables: $(VENV)/.ready
 	$(VENV)/bin/python bench/tables.py

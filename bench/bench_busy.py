@@ -23,6 +23,7 @@ from torch import nn
 
 import fastclip
 
+pytestmark = pytest.mark.slow
 BUSY = (0, 1, 2, 4)
 PHASES = 3
 PHASE_S, CALLS = 0.5, 12  # seconds and calls at least

@@ -29,6 +29,7 @@ import fastclip
 from fastclip.benchmark.models.builtin import SmallGPT
 from fastclip.benchmark.timing import clock_ms, keep_freed_memory
 
+pytestmark = pytest.mark.slow
 STEPS, ROUNDS, WARMUP = 50, 9, 2
 HEADS = (0.5, 0.3, 0.2)
 Loss = Callable[[nn.Module], Tensor]

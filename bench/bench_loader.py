@@ -22,6 +22,7 @@ from fastclip.transfuse.data.synthetic import synthetic_samples
 from fastclip.transfuse.training.batches import TrainingBatches
 from fastclip.transfuse.training.step import Learner
 
+pytestmark = pytest.mark.slow
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CASES = {"transfuse_t": (96, 128), "transfuse_s": (192, 256)}
 BATCH, IMAGES = 16, 64

@@ -23,12 +23,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import measure
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
 import fastclip
 
+pytestmark = pytest.mark.slow
 COUNTS = (100, 400, 1600, 20_000)
 TORCH_UP_TO = 1600
 MODES = ("not clipping", "clipping")

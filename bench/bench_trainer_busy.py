@@ -19,6 +19,7 @@ import pytest
 import torch
 from bench_busy import busy_processes
 
+pytestmark = pytest.mark.slow
 BUSY = (0, 1, 2)
 PHASES, PHASE_S, WARM_UP = 3, 5.0, 2
 CASES = {"transfuse_t": (96, 128)}

@@ -23,6 +23,7 @@ from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data.synthetic import synthetic_samples
 from fastclip.transfuse.training.step import Learner
 
+pytestmark = pytest.mark.slow
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CASES = {"transfuse_t": (96, 128), "transfuse_s": (192, 256)}
 BATCH, ROUNDS, WARM_UP = 16, 7, 2

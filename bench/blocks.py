@@ -226,7 +226,7 @@ def groups() -> str:
 def end_to_end() -> str:
     """Whole training steps, and how far their losses are from those of a norm in float64."""
     if not (RESULTS / "end_to_end_cpu.csv").exists():
-        return "Not measured on this machine yet: `make bench`.\n"
+        return "Not measured on this machine yet: `make bench-all`.\n"
     lines = []
     for case in dict.fromkeys(r["case"] for r in rows("end_to_end_cpu")):
         found = [

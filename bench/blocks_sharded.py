@@ -7,7 +7,7 @@ import blocks
 import scaling
 from blocks import block, row
 
-UNMEASURED = "Not measured on this machine yet: `make bench`.\n"
+UNMEASURED = "Not measured on this machine yet: `make bench-all`.\n"
 
 
 def is_measured() -> bool:

@@ -1,10 +1,13 @@
 """Measures again and compares with the committed rows, by ratio: a loss of over 20 % fails.
 
-    python bench/check.py              # all of `make bench`
-    python bench/check.py -k 1000      # pytest's choice of benchmarks
+    python bench/check.py                    # all of `make bench`
+    python bench/check.py -k 1000            # pytest's choice of benchmarks
+    python bench/check.py --against FOLDER   # rows of FASTCLIP_BENCH_RESULTS=FOLDER make bench
 
-Times of another day or machine are not comparable; the ratio of fastclip to the baseline that was
-interleaved with it is, mostly. What fails is measured once more, and the better one counts.
+Times of another day are not comparable; the ratio of fastclip to the baseline that was interleaved
+with it is, mostly. That of another processor is not: only rows of this one and of as many threads
+are compared, and on a machine that has none, rows of the code before a change are its --against.
+What fails is measured once more, and the better one counts.
 """
 
 from __future__ import annotations
@@ -18,21 +21,24 @@ import tempfile
 from pathlib import Path
 
 import measure
+import torch
+
+from fastclip.benchmark.machine import cpu_name
 
 LEAST = 0.8  # of the committed speedup
-APART = ("busy",)  # ratios to one thread beside other processes, which follow those
 Key = tuple[str, ...]
 
 
 def speedups(folder: Path) -> dict[Key, float]:
-    """Of every row of fastclip's in a folder that has one: (file, bench, case, dtype, variant)."""
+    """Of fastclip's rows in a folder, by (file, device, threads) and `measure.KEY`."""
     found = {}
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
                 ours = row.get("variant", "").startswith("fastclip") and row.get("speedup")
-                if ours and row["bench"] not in APART:
-                    key = (path.stem, *(row[name] for name in measure.KEY))
+                if ours:
+                    names = ("device", "threads", *measure.KEY)
+                    key = (path.stem, *(row[name] for name in names))
                     found[key] = float(row["speedup"])
     return found
 
@@ -40,7 +46,7 @@ def speedups(folder: Path) -> dict[Key, float]:
 def losses(committed: dict[Key, float], new: dict[Key, float]) -> dict[Key, str]:
     """A line for each row that lost more than a fifth of its speedup."""
     return {
-        key: f"{', '.join(key[1:])}: {new[key]:.2f}x, committed {committed[key]:.2f}x"
+        key: f"{', '.join(key[3:])}: {new[key]:.2f}x, was {committed[key]:.2f}x"
         for key in sorted(committed.keys() & new.keys())
         if new[key] < LEAST * committed[key]
     }
@@ -49,7 +55,8 @@ def losses(committed: dict[Key, float], new: dict[Key, float]) -> dict[Key, str]
 def run(chosen: list[str], folder: Path) -> int:
     """The benchmarks, with rows written to `folder`; pytest's exit status."""
     here = Path(__file__).parent
-    command = [sys.executable, "-m", "pytest", "-q", str(here), "--benchmark-enable", *chosen]
+    command = [sys.executable, "-m", "pytest", "-q", str(here), "--benchmark-enable"]
+    command += ["-m", "not slow", *chosen]
     environment = {**os.environ, "FASTCLIP_BENCH_RESULTS": str(folder)}
     return subprocess.run(command, env=environment, stdout=sys.stderr).returncode
 
@@ -57,8 +64,9 @@ def run(chosen: list[str], folder: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-k", default="", metavar="EXPRESSION", help="pytest's -k")
-    keyword = parser.parse_args().k
-    committed = speedups(measure.COMMITTED)
+    parser.add_argument("--against", type=Path, default=measure.COMMITTED, metavar="FOLDER")
+    arguments = parser.parse_args()
+    keyword, committed = arguments.k, speedups(arguments.against)
     with tempfile.TemporaryDirectory() as folder:
         first, again = Path(folder, "first"), Path(folder, "again")
         if status := run(["-k", keyword] if keyword else [], first):
@@ -73,7 +81,11 @@ def main() -> int:
             best = {key: max(value, second.get(key, 0)) for key, value in new.items()}
             lost = losses(committed, best)
     if not new.keys() & committed.keys():
-        print("nothing was compared: no row of these benchmarks is committed")
+        print(
+            f"nothing was compared: {arguments.against} has no row of these benchmarks on "
+            f"{cpu_name()} and {torch.get_num_threads()} threads. Measure the code before your "
+            "change: FASTCLIP_BENCH_RESULTS=FOLDER make bench; then --against FOLDER."
+        )
         return 1
     for line in lost.values():
         print(line)

@@ -24,7 +24,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-RESULT = Path(__file__).parent / "results" / "instructions.csv"
+COMMITTED = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("FASTCLIP_BENCH_RESULTS", COMMITTED))  # as in measure.py
 COLUMNS = ("call", "tensors", "instructions", "python", "torch", "valgrind", "machine")
 TOOLS = ("python", "torch", "valgrind", "machine")
 MORE, SLACK = 1.05, 3000  # one checkout counts the same again; other paths and names hash otherwise
@@ -153,7 +154,7 @@ def versions() -> dict[str, str]:
 
 def committed() -> list[dict[str, str]]:
     """The rows of the repository."""
-    with RESULT.open(newline="") as file:
+    with (COMMITTED / "instructions.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -202,7 +203,8 @@ def main() -> int:
         lines = worse(rows, committed())
         print(*(lines or ["no call costs more than it did"]), sep="\n")
         return int(bool(lines))
-    with RESULT.open("w", newline="") as file:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with (RESULTS / "instructions.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

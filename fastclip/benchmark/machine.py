@@ -50,8 +50,12 @@ def measured(device: str, repeats: int = 15) -> Machine:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system tells it."""
+    """The processor's name as the system tells it, and the vectors that torch found it to have.
+
+    Cloud machines give one name, such as "AMD EPYC", to processors with and without AVX-512.
+    """
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    name = names[0] if names else platform.processor()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"

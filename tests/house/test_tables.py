@@ -60,7 +60,7 @@ def test_an_unknown_block_is_an_error():
 
 @pytest.mark.parametrize(("ratio", "lost"), [(8.1, 0), (7.9, 1), (12.0, 0)])
 def test_a_ratio_that_fell_by_a_fifth_is_lost(ratio, lost):
-    key = ("clip_cpu", "clip", "a case", "float32", "fastclip")
+    key = ("clip_cpu", "a processor", "2", "clip", "a case", "float32", "fastclip")
     assert len(check.losses({key: 10.0}, {key: ratio})) == lost
     assert check.losses({key: 10.0}, {}) == {}
 
@@ -69,7 +69,17 @@ def test_the_ratios_compared_are_fastclips():
     found = check.speedups(check.measure.COMMITTED)
     assert len(found) > 30
     assert all(key[-1].startswith("fastclip") for key in found)
-    assert not {key[1] for key in found} & set(check.APART)
+
+
+def test_ratios_of_another_processor_are_not_compared(tmp_path, monkeypatch, capsys):
+    """And no row to compare with is no success."""
+    key = ("clip_cpu", "a processor of nobody's", "2", "clip", "a case", "float32", "fastclip")
+    new = {(key[0], "this processor", *key[2:]): 1.0}
+    assert check.losses({key: 10.0}, new) == {}
+    monkeypatch.setattr(check, "run", lambda chosen, folder: 0)
+    monkeypatch.setattr(sys, "argv", ["check.py", "--against", str(tmp_path)])
+    assert check.main() == 1
+    assert "nothing was compared" in capsys.readouterr().out
 
 
 def counts(**cost: int) -> list[dict[str, str]]:
