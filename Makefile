@@ -12,7 +12,7 @@
 # make gpu     on a machine with an NVIDIA GPU and its own torch: check, measure, test, in 8 minutes
 # make gpu-rehearse  the same script on the CPU
 # make docs-figures  the pictures of docs/, over a lesion of DATA
-# make groups-table  what param_groups decides for timm and transformers; EVERY=--every: all of timm
+# make groups-table  what param_groups decides for all of timm and many transformers families
 # make setup   the virtual environment that all but gpu use, and the one of test-wheel: no other target
 #              needs a network after it, but wheels
 # make wheels  a source distribution and a manylinux wheel, in dist/
@@ -140,7 +140,7 @@ docs-figures: $(VENV)/.ready
 
 # A new release of either library shows its changes as a diff of tests/groups/expected.
 groups-table: $(VENV)/.ready
-	PYTHONPATH=. $(VENV)/bin/python tests/groups/sweep.py $(EVERY)
+	PYTHONPATH=. $(VENV)/bin/python tests/groups/sweep.py
 
 # On the machine's own Python: its torch, Triton, pybind11, ninja, pytest and nvcc; no network.
 # DATA=folder trains TransFuse_S for the minutes left, where timm and torchvision are there too.
