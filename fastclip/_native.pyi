@@ -65,6 +65,9 @@ def clip_units(
     grads: Sequence[Tensor] | None = None,
     check: Callable[[list[Tensor]], None] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]: ...
+def cuda_clip_units(
+    parameters: Sequence[Tensor], clipping: float, eps: float, why_not: Callable[[int], str]
+) -> tuple[list[Tensor], list[Tensor]]: ...
 def structure_loss_forward(
     logits: Sequence[Tensor],
     mask: Tensor,

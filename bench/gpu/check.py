@@ -143,9 +143,9 @@ def items(on: device.Device) -> dict[str, Callable[[], supervise.Entry]]:
             found[f"clip, {backend}, {name}"] = functools.partial(by, backend, check)
             change = functools.partial(change_check, dtypes, on.type)
             found[f"change, {backend}, {name}"] = functools.partial(by, backend, change)
-    for name in ("fp32", "bf16", "fp16"):
-        unit = functools.partial(unit_check, DTYPES[name][0], on.type)
-        found[f"clip by units, {name}"] = functools.partial(of_loss, on, unit)
+        for name in ("fp32", "bf16", "fp16"):
+            unit = functools.partial(unit_check, DTYPES[name][0], on.type)
+            found[f"clip by units, {backend}, {name}"] = functools.partial(by, backend, unit)
     for name in ("fp32", "fp64", "bf16", "fp16"):
         for mask in (torch.float32, torch.uint8):
             label = f"structure loss, {name} logits, {str(mask).removeprefix('torch.')} mask"

@@ -49,18 +49,21 @@ def unit_rows(on: device.Device, case: str) -> supervise.Entry:
     for p in parameters:
         nn.init.normal_(p)
     size = cases.numbers_of(parameters)[2]
-    calls = {
-        "torch, by parameter": functools.partial(_by_parameter, parameters),
-        "fastclip": functools.partial(AGC(*AGC_RULE).clip_, parameters),
-    }
-    with on.loss_core():
-        times = measured(on, calls)
+    calls = {"torch, by parameter": functools.partial(_by_parameter, parameters)}
+    for backend in cases.backends_of(on):
+        calls[f"fastclip {backend}"] = functools.partial(_by_units, backend, parameters)
+    times = measured(on, calls)
     expected = {
         name: model.passes_ms(2, size, copy_gb_per_s(on), t["launches"] or 1)
         for name, t in times.items()
     }
     errors = dict.fromkeys(times, 0.0)  # none is scaled
     return {"rows": rows(on, "clip by units, all within", case, times, 2 * size, errors, expected)}
+
+
+def _by_units(backend: str, parameters: Sequence[nn.Parameter]) -> None:
+    with cases.using(backend):
+        AGC(*AGC_RULE).clip_(parameters)
 
 
 def _by_parameter(parameters: Sequence[nn.Parameter]) -> None:

@@ -22,11 +22,16 @@ ON_HOST = [
     "-k",
     "host and (its_factor or versions)",
     "tests/grad_norm/test_grad_norm_gpu.py",
+    "tests/clipping/test_unit_clip_gpu.py",
 ]
 ALONE = "2_to_the_31"  # needs most of the device's memory
 TEST_SECONDS = float(os.environ.get("FASTCLIP_TEST_SECONDS", 90))  # for one, with its kernels
 TOOLS = ("memcheck", "racecheck")
-SANITIZED = "cuda and (lists_of_any_length and 382 or its_factor or clip_grad_norm_as_float64)"
+SANITIZED = (
+    "cuda and (lists_of_any_length and 382 or its_factor or clip_grad_norm_as_float64"
+    " or as_the_reference or not_finite_or_zero)"
+)
+SANITIZED_FILES = ("grad_norm/test_grad_norm_gpu.py", "clipping/test_unit_clip_gpu.py")
 FOUND_ERRORS = 86  # an exit status that neither Python nor pytest has
 
 
@@ -81,7 +86,7 @@ def run_sanitizer(out: Path, deadline: float) -> str:
     )
     if command is None:
         return "not found on this machine: nothing was checked"
-    chosen = ["-m", "gpu", "-k", SANITIZED, str(TESTS / "grad_norm" / "test_grad_norm_gpu.py")]
+    chosen = ["-m", "gpu", "-k", SANITIZED, *(str(TESTS / name) for name in SANITIZED_FILES)]
     found = []
     for tool in TOOLS:
         log = out / f"{tool}.log"

@@ -73,5 +73,6 @@ PYBIND11_MODULE(_native, m) {
         py::arg("take_grads") = true);
   m.def("clip_units", &fastclip::clip_units, py::arg("parameters"), py::arg("clipping"),
         py::arg("eps"), py::arg("grads") = py::none(), py::arg("check") = py::none());
+  m.def("cuda_clip_units", &fastclip::cuda_clip_units);
   fastclip::bind_structure_loss(m);
 }

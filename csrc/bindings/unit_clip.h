@@ -14,4 +14,11 @@ namespace py = pybind11;
 py::tuple clip_units(const py::sequence& parameters, double clipping, double eps,
                      const py::object& grads, const py::object& check);
 
+// The same by the CUDA kernel, queued on torch's current streams, of parameters on CUDA devices;
+// waits for none. `why_not` is called with a device's index, and returns why its pairs are left to
+// others, or an empty string. All gradients that the kernel reads count as scaled: only the device
+// knows which are.
+py::tuple cuda_clip_units(const py::sequence& parameters, double clipping, double eps,
+                          const py::function& why_not);
+
 }  // namespace fastclip

@@ -25,10 +25,10 @@ struct Entry {
   uint32_t last;  // elements in its last chunk, and in the low bits its dtype
 };
 
-template <int capacity>
+template <class Row, int capacity>
 struct PageOf {
   static constexpr size_t kCapacity = capacity;
-  Entry entry[capacity];
+  Row entry[capacity];
   uint32_t tensors;
   uint32_t chunks;
 };
@@ -36,21 +36,21 @@ struct PageOf {
 // A kernel may have 32,764 bytes of parameters from the driver of CUDA 12.1 on, 4 KB before. Short
 // lists take the small page anyway: there is less to copy.
 constexpr size_t kOtherBytes = 80;  // what a page leaves to a kernel's other parameters
-using SmallPage = PageOf<250>;
-using LargePage = PageOf<2040>;
+using SmallPage = PageOf<Entry, 250>;
+using LargePage = PageOf<Entry, 2040>;
 static_assert(sizeof(SmallPage) + kOtherBytes <= 4096);
 static_assert(sizeof(LargePage) + kOtherBytes <= 32764);
 
-// Calls `use` with an empty page of the size that this list takes.
-template <class Use>
-void with_page(const Tensors& tensors, Use use) {
+// Calls `use` with an empty page of the size that a list of so many tensors takes.
+template <class Small = SmallPage, class Large = LargePage, class Use>
+void with_page(size_t tensors, Use use) {
   int driver = 0;
-  if (tensors.size() <= SmallPage::kCapacity || cudaDriverGetVersion(&driver) != cudaSuccess ||
+  if (tensors <= Small::kCapacity || cudaDriverGetVersion(&driver) != cudaSuccess ||
       driver < 12010) {
-    SmallPage page;
+    Small page;
     use(page);
   } else {
-    LargePage page;
+    Large page;
     use(page);
   }
 }
@@ -75,14 +75,13 @@ size_t fill(Page& page, const Tensors& tensors, size_t first) {
   return end;
 }
 
-// Calls `use(page, first tensor, whether it is the last page)` with every page in turn.
-template <class Use>
-void for_pages(const Tensors& tensors, Use use) {
-  with_page(tensors, [&](auto& page) {
-    for (size_t next = 0; next < tensors.size();) {
-      const size_t first = next;
-      next = fill(page, tensors, first);
-      use(page, first, next == tensors.size());
+// Calls `use(page)` with every page of a list in turn.
+template <class Small = SmallPage, class Large = LargePage, class List, class Use>
+void for_pages(const List& list, Use use) {
+  with_page<Small, Large>(list.size(), [&](auto& page) {
+    for (size_t next = 0; next < list.size();) {
+      next = fill(page, list, next);
+      use(page);
     }
   });
 }

@@ -7,27 +7,14 @@
 #include "cuda/grad_norm.h"
 #include "cuda/launch.h"
 #include "cuda/numbers.h"
+#include "cuda/rewrite.h"
 #include "cuda/scalars.h"
 #include "cuda/walk.h"
 
 namespace fastclip::cuda {
 namespace {
 
-// Changes of 16 bytes and of one element; each returns whether it is to be written.
-template <class Number>
-struct Scale {
-  typename Number::Real factor;
-  __device__ bool vector(Vector& v) const {
-#pragma unroll
-    for (int n = 0; n < Number::kItems; ++n) Number::scale(v.word, n, factor);
-    return true;
-  }
-  __device__ bool single(typename Number::Bits& x) const {
-    x = Number::bits(Number::real(x) * factor);
-    return true;
-  }
-};
-
+// As Scale.
 template <class Number>
 struct Clamp {
   typename Number::Real limit;  // that the dtype has
@@ -48,32 +35,6 @@ struct Clamp {
     return outside;
   }
 };
-
-template <class Number, class Change>
-__device__ void rewrite(const Piece& piece, Team team, Change change) {
-  const Split<Number> x(piece.data, piece.numel);
-  uint4* body = x.body();
-  const uint32_t step = team.threads * kInFlight;
-  auto* edge = x.edge(team.thread);
-  if (edge != nullptr) {
-    auto value = *edge;
-    if (change.single(value)) *edge = value;
-  }
-#pragma unroll 1
-  for (uint32_t round = (x.vectors + step - 1) / step; round > 0; --round) {
-    const uint32_t i = (round - 1) * step + team.thread;
-    Vector v[kInFlight] = {};
-#pragma unroll
-    for (int k = 0; k < kInFlight; ++k) {
-      if (i + k * team.threads < x.vectors) v[k] = Vector::load(body + i + k * team.threads);
-    }
-#pragma unroll
-    for (int k = 0; k < kInFlight; ++k) {
-      const bool changed = change.vector(v[k]);
-      if (changed && i + k * team.threads < x.vectors) v[k].store(body + i + k * team.threads);
-    }
-  }
-}
 
 template <template <class> class Change>
 __device__ void rewrite_any(const Piece& piece, Team team, double number) {
@@ -120,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
 void scale_grads(const Tensors& tensors, const Multiplier& multiplier, Queue queue) {
   const DeviceGuard guard(queue.device);
   Multiplier mine = multiplier;
-  with_page(tensors, [&](auto& page) {
+  with_page(tensors.size(), [&](auto& page) {
     using Page = std::decay_t<decltype(page)>;
     // The page read last is scaled first.
     for (size_t pages = (tensors.size() + Page::kCapacity - 1) / Page::kCapacity; pages > 0;) {
@@ -138,7 +99,7 @@ void scale_grads(const Tensors& tensors, const Multiplier& multiplier, Queue que
 
 void clamp_grads(const Tensors& tensors, double limit, Queue queue) {
   const DeviceGuard guard(queue.device);
-  for_pages(tensors, [&](auto& page, size_t, bool) {
+  for_pages(tensors, [&](auto& page) {
     using Page = std::decay_t<decltype(page)>;
     if (page.chunks != 0) launch<clamp_kernel<Page>>(page.chunks, false, queue, page, limit);
   });

@@ -113,9 +113,11 @@ def _bind(module: ModuleType, interface: ctypes.CDLL) -> None:
 
 def _interface(library: Path) -> ctypes.CDLL:
     built = ctypes.CDLL(str(library))
-    for name in ("grad_norm", "scale_grads", "clamp_grads", "why_not", "run_broken_kernel"):
+    calls = ("grad_norm", "scale_grads", "clamp_grads", "clip_units")
+    for name in (*calls, "why_not", "run_broken_kernel"):
         getattr(built, name).restype = ctypes.c_char_p
-    built.work_size.restype = ctypes.c_int64
+    built.work_size.restype = built.walked_units.restype = ctypes.c_int64
+    built.takes_units.restype = ctypes.c_bool
     return built
 
 

@@ -180,16 +180,23 @@ inline bool run_block() {
   }
 }
 
+// What lane `source` of the warp has.
 template <class T>
-T shuffle_down(T value, int step) {
+T shuffle(T value, unsigned int source) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
   Fiber* self = block.running;
   const int turn = self->shuffles++ % 2;
-  const unsigned int lane = self->index.x % 32, source = lane + step < 32 ? lane + step : lane;
+  const unsigned int warp = self->index.x / 32 * 32;
   std::memcpy(&block.shuffled[turn][self->index.x], &value, sizeof(T));
   block.pause(State::kAtShuffle);
-  std::memcpy(&value, &block.shuffled[turn][self->index.x - lane + source], sizeof(T));
+  std::memcpy(&value, &block.shuffled[turn][warp + source], sizeof(T));
   return value;
+}
+
+template <class T>
+T shuffle_down(T value, int step) {
+  const unsigned int lane = block.running->index.x % 32;
+  return shuffle(value, lane + step < 32 ? lane + step : lane);
 }
 
 template <class To, class From>
@@ -211,6 +218,11 @@ inline void __threadfence() {}
 template <class T>
 T __shfl_down_sync(unsigned int, T value, int step) {
   return on_host::shuffle_down(value, step);
+}
+
+template <class T>
+T __shfl_sync(unsigned int, T value, int source) {
+  return on_host::shuffle(value, static_cast<unsigned int>(source));
 }
 
 template <class T>

@@ -25,6 +25,7 @@ inline uint32_t pack_bfloats(float low, float high) {
 
 #include "cuda/grad_norm.cu"
 #include "cuda/scale.cu"
+#include "cuda/unit_clip.cu"
 
 using namespace fastclip;
 using fastclip::cuda::Tensors;
@@ -39,6 +40,31 @@ Tensors tensors_of(void* const* data, const int64_t* numel, const int32_t* dtype
     tensors.push_back({data[t], numel[t], static_cast<DType>(dtype[t]), t});
   }
   return tensors;
+}
+
+std::vector<cuda::UnitPair> pairs_of(void* const* weight, void* const* grad, const int64_t* units,
+                                     const int64_t* size, const int32_t* dtype, int32_t count) {
+  std::vector<cuda::UnitPair> pairs;
+  for (int32_t p = 0; p < count; ++p) {
+    pairs.push_back({weight[p], grad[p], units[p], size[p], static_cast<DType>(dtype[p])});
+  }
+  return pairs;
+}
+
+// Calls `use(warp)` as the first thread of each warp of each block of a grid. The threads come
+// one after another: they share no barrier.
+template <class Use>
+void each_warp(uint32_t grid, Use use) {
+  on_host::Fiber fiber;
+  on_host::block.running = &fiber;
+  gridDim = dim3(grid);
+  for (uint32_t b = 0; b < grid; ++b) {
+    blockIdx = dim3(b);
+    for (uint32_t warp = 0; warp < cuda::kWarps; ++warp) {
+      fiber.index = dim3(warp * 32, 0, 0);
+      use(warp);
+    }
+  }
 }
 
 template <class F>
@@ -133,29 +159,56 @@ int32_t pieces(void* const* data, const int64_t* numel, const int32_t* dtype, in
   auto page = std::make_unique<cuda::SmallPage>();
   cuda::fill(*page, tensors_of(data, numel, dtype, count), 0);
   int32_t found = 0;
-  on_host::Fiber fiber;
-  on_host::block.running = &fiber;
-  gridDim = dim3(grid);
-  for (uint32_t b = 0; b < grid; ++b) {
-    blockIdx = dim3(b);
-    // A warp's piece comes to that warp alone: all are asked.
-    for (uint32_t warp = 0; warp < cuda::kWarps; ++warp) {
-      fiber.index = dim3(warp * 32, 0, 0);
-      const auto use = [&](uint32_t, const cuda::Piece& piece, cuda::Team team) {
-        if (team.is_block() && warp != 0) return;
-        if (found < room) {
-          address[found] = reinterpret_cast<uint64_t>(piece.data);
-          elements[found] = piece.numel;
-        }
-        ++found;
-      };
-      if (backwards) {
-        cuda::walk<true>(*page, use);
-      } else {
-        cuda::walk<false>(*page, use);
+  each_warp(grid, [&](uint32_t warp) {
+    const auto use = [&](uint32_t, const cuda::Piece& piece, cuda::Team team) {
+      if (team.is_block() && warp != 0) return;
+      if (found < room) {
+        address[found] = reinterpret_cast<uint64_t>(piece.data);
+        elements[found] = piece.numel;
       }
+      ++found;
+    };
+    if (backwards) {
+      cuda::walk<true>(*page, use);
+    } else {
+      cuda::walk<false>(*page, use);
     }
-  }
+  });
+  return found;
+}
+
+bool takes_units(int64_t units, int64_t size, int32_t dtype) {
+  return cuda::takes_units({nullptr, nullptr, units, size, static_cast<DType>(dtype)});
+}
+
+const char* clip_units(void* const* weight, void* const* grad, const int64_t* units,
+                       const int64_t* size, const int32_t* dtype, int32_t count, double clipping,
+                       double eps, int32_t device) {
+  return caught([&] {
+    cuda::clip_units(pairs_of(weight, grad, units, size, dtype, count), {clipping, eps},
+                     {device, nullptr});
+  });
+}
+
+// The units of some pairs as the warps of a grid come to them, long ones eight times. Of each: the
+// address of its gradient, and the warp, or -1 - warp where the whole block has it. Returns how
+// many, and writes those that there is room for; -1 where a page has not all pairs.
+int64_t walked_units(void* const* weight, void* const* grad, const int64_t* units,
+                     const int64_t* size, const int32_t* dtype, int32_t count, uint32_t grid,
+                     uint64_t* address, int32_t* by, int64_t room) {
+  auto page = std::make_unique<cuda::LargeUnitPage>();
+  const auto pairs = pairs_of(weight, grad, units, size, dtype, count);
+  if (fill(*page, pairs, 0) != pairs.size()) return -1;
+  int64_t found = 0;
+  each_warp(grid, [&](uint32_t warp) {
+    cuda::walk_units(*page, [&](const cuda::Unit& unit, cuda::Team team) {
+      if (found < room) {
+        address[found] = reinterpret_cast<uint64_t>(unit.grad);
+        by[found] = team.is_block() ? -1 - static_cast<int32_t>(warp) : static_cast<int32_t>(warp);
+      }
+      ++found;
+    });
+  });
   return found;
 }
 

@@ -29,8 +29,14 @@ def guarded(x: torch.Tensor, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
     return view, memory
 
 
+def _units_of(grad: Tensor) -> tuple[int, int]:
+    """(units, elements of each)"""
+    units = grad.shape[0] if grad.ndim > 1 else 1
+    return units, grad.numel() // units
+
+
 class Kernels:
-    """The two launches on a device of `multiprocessors` x `blocks_each` resident blocks."""
+    """The launches on a device of `multiprocessors` x `blocks_each` resident blocks."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
@@ -84,6 +90,46 @@ class Kernels:
 
     def clamp_(self, tensors: Sequence[Tensor], limit: float) -> None:
         self._check(self.library.clamp_grads(*self._table(tensors), ctypes.c_double(limit), 0))
+
+    def clip_units_(
+        self,
+        pairs: Sequence[tuple[Tensor, Tensor]],
+        clipping: float,
+        eps: float = 1e-3,
+        device_index: int = 0,
+    ) -> None:
+        """Clips contiguous gradients, a unit for each row, by their weights."""
+        rows = [(w.data_ptr(), g.data_ptr(), *_units_of(g), g.dtype) for w, g in pairs]
+        self.clip_rows_(rows, clipping, eps, device_index)
+
+    def clip_rows_(
+        self,
+        rows: Sequence[tuple[int, int, int, int, torch.dtype]],
+        clipping: float,
+        eps: float = 1e-3,
+        device_index: int = 0,
+    ) -> None:
+        """The same of (address of the weight, of the gradient, units, size, dtype)."""
+        rule = ctypes.c_double(clipping), ctypes.c_double(eps)
+        self._check(self.library.clip_units(*self._units(rows), *rule, device_index))
+
+    def takes_units(self, units: int, size: int, dtype: torch.dtype) -> bool:
+        units_and_size = ctypes.c_int64(units), ctypes.c_int64(size)
+        return self.library.takes_units(*units_and_size, DTYPES.index(dtype))
+
+    def walked_units(
+        self, pairs: Sequence[tuple[int, int, torch.dtype]], grid: int
+    ) -> list[tuple[int, int]]:
+        """(address, warp) of every unit that a grid's warps come to, -1 - warp where the block has
+        it; of pairs of (units, size, dtype), whose gradients lie at (p + 1) << 44."""
+        rows = [(0, (p + 1) << 44, *pair) for p, pair in enumerate(pairs)]
+        room = 8 * sum(units for units, *_ in pairs)
+        address, by = (ctypes.c_uint64 * room)(), (ctypes.c_int32 * room)()
+        found = self.library.walked_units(
+            *self._units(rows), grid, address, by, ctypes.c_int64(room)
+        )
+        assert 0 <= found <= room
+        return list(zip(address[:found], by[:found], strict=True))
 
     def pieces(
         self,
@@ -156,6 +202,20 @@ class Kernels:
                 after_norm,
                 device_index,
             )
+        )
+
+    @staticmethod
+    def _units(rows: Sequence[tuple[int, int, int, int, torch.dtype]]) -> tuple[Any, ...]:
+        """A table of (weight, gradient, units, size, dtype)."""
+        count = len(rows)
+        weights, grads, units, sizes, dtypes = zip(*rows, strict=True) if rows else [()] * 5
+        return (
+            (ctypes.c_void_p * count)(*weights),
+            (ctypes.c_void_p * count)(*grads),
+            (ctypes.c_int64 * count)(*units),
+            (ctypes.c_int64 * count)(*sizes),
+            (ctypes.c_int32 * count)(*map(DTYPES.index, dtypes)),
+            count,
         )
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "tensors/units.h"
 #include "threads/shares.h"
 
 namespace fastclip::cpu {
@@ -22,23 +23,10 @@ bool on_cpu(const TensorView& view) {
   return view.device.type == dlpack::kCPU || view.device.type == dlpack::kCUDAHost;
 }
 
-int64_t units_of(const TensorView& view) { return view.ndim > 1 ? view.shape[0] : 1; }
-
-// Elements of unit u lie, in any order, at data[u * size .. (u + 1) * size).
-bool has_whole_units(const TensorView& view) {
-  if (view.is_contiguous()) return true;
-  const int64_t units = units_of(view);
-  return view.is_dense() && (units == 1 || view.strides[0] == view.numel / units);
-}
-
 }  // namespace
 
 bool UnitClip::add(const TensorView& weight, const TensorView& grad) {
-  bool same = weight.dtype == grad.dtype && weight.ndim == grad.ndim;
-  for (int32_t d = 0; same && d < grad.ndim; ++d) same = weight.shape[d] == grad.shape[d];
-  if (!same || !on_cpu(weight) || !on_cpu(grad)) return false;
-  if (static_cast<int>(grad.dtype) >= kFloatDTypes) return false;
-  if (!has_whole_units(weight) || !has_whole_units(grad)) return false;
+  if (!on_cpu(weight) || !on_cpu(grad) || !have_whole_units(weight, grad)) return false;
   const int64_t bytes = grad.numel * item_size(grad.dtype);
   const uintptr_t begin = reinterpret_cast<uintptr_t>(grad.data);
   grads_.push_back({begin, begin + bytes});

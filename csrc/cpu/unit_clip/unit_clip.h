@@ -10,8 +10,7 @@
 
 namespace fastclip::cpu {
 
-// Pairs of a weight and its gradient, cut into pieces. A unit is what one index of the first
-// dimension selects; a tensor of fewer than two dimensions is one unit.
+// Pairs of a weight and its gradient, cut into pieces; tensors/units.h says what a unit is.
 class UnitClip {
  public:
   explicit UnitClip(UnitRule rule) : rule_(rule) {}

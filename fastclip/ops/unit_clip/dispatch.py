@@ -1,9 +1,9 @@
 """The op `unit_clip`: adaptive gradient clipping, each unit by the ratio of its two norms.
 
 Implementation on the CPU: the native core, for plain tensors and the shards of DTensors
-(sharded.py); on a GPU Triton's kernel, one launch for all. Everything else (units with gaps in
-their memory, float64 on a GPU, other subclasses, gradients that share memory, code that is traced
-or observed) goes to the reference, which waits for no GPU.
+(sharded.py); on a GPU CUDA's kernel or Triton's, one launch for all. Everything else (units with
+gaps in their memory, float64 on a GPU, other subclasses, gradients that share memory, code that is
+traced or observed) goes to the reference, which waits for no GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastclip import native
 from fastclip.ops import float8, observed
 from fastclip.ops.grad_norm import backends
 from fastclip.ops.grad_norm.gpu import tables
-from fastclip.ops.unit_clip import sharded
+from fastclip.ops.unit_clip import cuda, sharded
 from fastclip.ops.unit_clip.reference import clip_units_ref_
 
 
@@ -42,6 +42,8 @@ def _by_core_(parameters: list[Tensor], clipping: float, eps: float) -> None:
         if not parameters:
             return
     parameters = sharded.clip_units_(parameters, clipping, eps)
+    if native.core is not None:
+        parameters = cuda.clip_units_(parameters, clipping, eps)
     if any(tables.is_for_triton(p.device) for p in parameters) and backends.has_triton():
         from fastclip.ops.unit_clip.triton import clip_units_ as clip_on_gpus_  # imports triton
 
@@ -64,8 +66,4 @@ def _by_reference_(parameters: list[Tensor], clipping: float, eps: float) -> Non
 
 def implementation(device: str) -> tuple[str, str]:
     """(name, why it is not a kernel) of what runs on a device, such as "cpu" or "cuda:1"."""
-    if device == "cpu":
-        return ("torch", native.why_missing) if native.core is None else (native.name, "")
-    if not tables.is_for_triton(torch.device(device)):
-        return "torch", f"fastclip has no {device} kernel for it"
-    return ("Triton", "") if backends.has_triton() else ("torch", "Triton is not installed")
+    return backends.implementation(device)
