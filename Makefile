@@ -16,12 +16,15 @@
 # make setup   the virtual environment that all but gpu use, and the one of test-wheel: no other target
 #              needs a network after it, but wheels
 # make wheels  a source distribution and a manylinux wheel, in dist/
-# make test-install  installs it in every way that a stranger might: tests/install
+# make test-torches  the wheel's core tests under the oldest supported torch, one between and the
+#              newest (TORCHES), each in an environment of its own: 6 GB each without TORCH_INDEX
+# make test-install  installs it in every way that a stranger might: tests/install; QUICK=--quick: with
+#              one compiler and one build
 # make test-arm      the kernels of other processors, under qemu
 #
 # DATA=folder   images to train on; else $FASTCLIP_DATA, else synthetic ones
 # PYTHON, VENV  the interpreter and the environment
-# OTHER_TORCH   the torch release that the wheel is also tested under
+# OTHER_TORCH   the torch release that the wheel is also tested under, or several of them
 # TORCH_INDEX   an index to take torch from first, such as the one of its CPU builds, which are a
 #               tenth the size: https://pytorch.org/get-started names it
 
@@ -30,16 +33,18 @@ VENV ?= .venv
 DATA ?= $(or $(FASTCLIP_DATA),synthetic)
 OUT ?= runs/train
 OTHER_TORCH ?= 2.13.0
+TORCHES ?= 2.11.0 2.13.0 2.15.0
 # Files that take long start first (tests/conftest.py), so that neither process ends long before.
 TWO = -n 2 --dist loadfile --no-loadscope-reorder
-OTHER_VENV = $(VENV)-torch-$(OTHER_TORCH)
+OTHERS = $(OTHER_TORCH:%=$(VENV)-torch-%/.ready)
+TEST_OTHERS = $(OTHER_TORCH:%=test-wheel-%)
 SOURCES = pyproject.toml setup.py $(shell find csrc -type f -not -path '*/__pycache__/*')
 CODE = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: setup train check test lint test-wheel wheel wheels test-install test-arm bench bench-all bench-check tables docs gpu gpu-rehearse \
-	sanitize docs-figures groups-table clean
+.PHONY: setup train check test lint test-wheel $(TEST_OTHERS) test-torches wheel wheels test-install test-arm \
+	bench bench-all bench-check tables docs gpu gpu-rehearse sanitize docs-figures groups-table clean
 
-setup: $(VENV)/.ready $(OTHER_VENV)/.ready
+setup: $(VENV)/.ready $(OTHERS)
 
 $(VENV)/bin/pip:
 	tools/make_venv '$(PYTHON)' '$(VENV)'
@@ -84,23 +89,28 @@ wheels: $(VENV)/.ready
 	test -n "$(filter 1,$(FASTCLIP_CUDA))" || test -z "$$(find dist -name '*.whl' -size +1000k)"
 
 test-install: $(VENV)/.ready
-	tests/install/run '$(VENV)/bin/python'
+	tests/install/run '$(VENV)/bin/python' $(QUICK)
 
 # Cross-compilers and qemu: apt-get install g++-{aarch64,riscv64}-linux-gnu qemu-user
 test-arm: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -ra tests/install/test_other_processors.py
 
-# One binary, several torch versions: the wheel runs unchanged in a second environment. Sweeps are
+# One binary, several torch versions: the wheel runs unchanged in environments of their own. Sweeps are
 # for the first one.
-test-wheel: wheel $(OTHER_VENV)/.ready
-	$(OTHER_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
-	cd build && ../$(OTHER_VENV)/bin/python -m pytest ../tests --rootdir ../tests -m 'core and not slow' $(TWO)
+test-wheel: $(TEST_OTHERS)
 
-$(OTHER_VENV)/.ready:
-	tools/make_venv '$(PYTHON)' '$(OTHER_VENV)'
-	@echo 'make: $(OTHER_VENV) is for a second torch, as large again without TORCH_INDEX'
-	$(OTHER_VENV)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') torch==$(OTHER_TORCH)
-	$(OTHER_VENV)/bin/python -m pip install --quiet numpy pytest pytest-benchmark pytest-xdist hypothesis expecttest
+$(TEST_OTHERS): test-wheel-%: wheel $(VENV)-torch-%/.ready
+	$(VENV)-torch-$*/bin/python -m pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
+	cd build && $(abspath $(VENV)-torch-$*)/bin/python -m pytest ../tests --rootdir ../tests -m 'core and not slow' $(TWO)
+
+test-torches:
+	$(MAKE) test-wheel OTHER_TORCH='$(TORCHES)'
+
+$(OTHERS): $(VENV)-torch-%/.ready:
+	tools/make_venv '$(PYTHON)' '$(@D)'
+	@echo 'make: $(@D) is for another torch, as large again without TORCH_INDEX'
+	$(@D)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') torch==$*
+	$(@D)/bin/python -m pip install --quiet numpy pytest pytest-benchmark pytest-xdist hypothesis expecttest
 	touch $@
 
 BENCH = $(VENV)/bin/python -m pytest bench --benchmark-enable --benchmark-max-time 0.2 -s

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -76,6 +78,7 @@ USAGE = "usage: fastclip [{}] [--help]\n\n{}\n\nWithout a command: {}".format(
     "versions, and which implementation of each op is in use.",
 )
 HINT = "fastclip --help lists the commands."
+UNREAD = 141  # 128 + SIGPIPE: what a shell says of any command whose reader left
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,8 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 where all went well, 1 where the work failed, 2 where the arguments or data are wrong,
-        130 where it was interrupted. One line on stderr says why; only a fault of the program
-        itself shows a traceback.
+        130 where it was interrupted, 141 where the reader of its output left, as `head` does. One
+        line on stderr says why, but for the last; only a fault of the program itself shows a
+        traceback.
     """
     if problem := overwritten():
         return _fail(problem, 1)
@@ -95,7 +99,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and _trains(arguments):
         restart_with_short_spin()  # before anything is read or said
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        if sys.stdout is not None:  # as it is where the process was started with it closed
+            sys.stdout.flush()  # what fails as Python ends, nobody can catch
+        return code
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return UNREAD
     except KeyboardInterrupt:
         print("fastclip: interrupted", file=sys.stderr)
         return 130
@@ -108,6 +119,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _trains(arguments: list[str]) -> bool:
     command = COMMANDS.get(arguments[0]) if arguments else None
     return command is not None and command.trains and not {"-h", "--help"}.intersection(arguments)
+
+
+def _reader_left() -> bool:
+    """Whether stdout or stderr is a pipe that nobody reads; what is still to come is dropped then.
+
+    The pipe that broke may be another, of a worker that died, say.
+    """
+    left = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            descriptor = stream.fileno()
+            poll = select.poll()
+        except (AttributeError, OSError, ValueError):  # no stream, or no file; or Windows
+            continue
+        poll.register(descriptor, 0)  # an error is told unasked
+        if poll.poll(0):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
+            left = True
+    return left
 
 
 def _fail(text: str, code: int) -> int:

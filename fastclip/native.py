@@ -19,6 +19,10 @@ REMEDY = (
     "pip install --force-reinstall --no-deps --no-cache-dir fastclip-torch;"
     " FASTCLIP_NATIVE=0 in the environment accepts the slower pure-torch references in silence"
 )
+FROM_SOURCES = (
+    "from another folder Python finds what pip installed, and pip install --editable . builds one"
+    " here"
+)
 
 
 def _switch(variable: str, values: tuple[str, ...]) -> str:
@@ -75,7 +79,10 @@ def _explained(error: Exception) -> str:
     folder = Path(__file__).parent
     binaries = sorted(path.name for path in folder.glob("_native.*") if path.suffix != ".pyi")
     if not binaries:
-        return f"this install has no native core: none was built in {folder}"
+        missing = f"this install has no native core: none was built in {folder}"
+        # Python looks in the current folder first, and then where pip installed it.
+        sources = (folder.parent / "csrc").is_dir()
+        return missing + (f", which are the sources: {FROM_SOURCES}" if sources else "")
     python = f"{sys.implementation.cache_tag} on {sys.platform}"
     return f"{', '.join(binaries)} in {folder} is for another Python than this {python}"
 

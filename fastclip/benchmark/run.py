@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             picture.draw(result, parsed.png)
     except SystemExit:  # --help has been printed
         return 0
+    except BrokenPipeError:  # no fault of the measurement: the command line knows whose pipe it is
+        raise
     except (BenchmarkError, OSError) as error:
         print(f"fastclip: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

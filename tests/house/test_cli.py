@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,50 @@ def test_an_unknown_command_gets_the_choices(capsys: pytest.CaptureFixture[str])
 @pytest.fixture
 def needs_extra() -> None:
     import needs_train  # noqa: F401
+
+
+def unread(arguments: list[str], unbuffered: str, both: bool = False) -> tuple[int, str]:
+    """The exit code, and stderr, of the command line where nobody reads its output."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "fastclip", *arguments],
+            stdout=writing,
+            stderr=writing if both else subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            text=True,
+        )
+    finally:
+        os.close(writing)
+    return done.returncode, done.stderr or ""
+
+
+# The write fails as the command ends or, unbuffered, at once.
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"), [([], ""), (["--help"], "1"), (["bench", "--help"], "")]
+)
+def test_a_reader_that_leaves_ends_it_in_quiet(arguments: list[str], unbuffered: str) -> None:
+    assert unread(arguments, unbuffered) == (141, "")
+
+
+@pytest.mark.usefixtures("needs_extra")
+def test_a_reader_of_the_trainers_help_that_leaves_ends_it_too() -> None:
+    assert unread(["train", "--help"], "1") == (141, "")
+
+
+def test_a_reader_of_errors_that_leaves_ends_it_too() -> None:
+    assert unread(["trian"], "", both=True) == (141, "")
+
+
+@pytest.mark.parametrize("work", ["cli._dispatch", "benchmark.run.measured"])
+def test_the_pipe_of_another_process_is_a_fault(work: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def worker_died(arguments: object) -> int:
+        raise BrokenPipeError("a worker's")
+
+    monkeypatch.setattr(f"fastclip.{work}", worker_died)
+    with pytest.raises(BrokenPipeError, match="a worker's"):
+        main(["bench"])
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -81,6 +81,13 @@ def test_a_core_that_cannot_be_used_warns_once(tmp_path, files, reason):
     assert "FASTCLIP_NATIVE=0" in warning
 
 
+def test_python_started_among_the_sources_says_where_the_installed_core_is(tmp_path):
+    package_without_binary(tmp_path)
+    (tmp_path / "csrc").mkdir()
+    (warning,) = python(tmp_path).stdout.splitlines()[1:]
+    assert "which are the sources: from another folder Python finds what pip installed" in warning
+
+
 def test_a_core_that_was_asked_for_is_an_error_where_it_is_missing(tmp_path):
     package_without_binary(tmp_path)
     done = python(tmp_path, FASTCLIP_NATIVE="1")
