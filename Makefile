@@ -113,7 +113,7 @@ $(OTHERS): $(VENV)-torch-%/.ready:
 	$(@D)/bin/python -m pip install --quiet numpy pytest pytest-benchmark pytest-xdist hypothesis expecttest
 	touch $@
 
-BENCH = $(VENV)/bin/python -m pytest bench --benchmark-enable --benchmark-max-time 0.2 -s
+BENCH = $(VENV)/bin/python -m pytest bench --benchmark-enable --benchmark-max-time 0.2 --durations 10 -s
 bench: $(VENV)/.ready
 	$(BENCH) -m 'not slow'
 	$(VENV)/bin/python bench/plot_clip.py

@@ -15,6 +15,7 @@ from fastclip.benchmark.machine import cpu_name
 
 COMMITTED = Path(__file__).parent / "results"
 RESULTS = Path(os.environ.get("FASTCLIP_BENCH_RESULTS", COMMITTED))  # elsewhere for a comparison
+SECONDS = 2.5  # of rounds, for one case
 KEY = ("bench", "case", "dtype", "variant")
 COLUMNS = (*KEY, "median_ms", "speedup", "gb_per_s", "error", "torch", "device", "threads", "date")
 
@@ -26,7 +27,9 @@ def interleaved_ms(
     in_a_loop: int = 0,
 ) -> dict[str, float]:
     """Median milliseconds of each variant, interleaved: `fastclip.benchmark.timing`."""
-    times = timing.interleaved(variants, repeats, warmup=warmup, in_a_loop=in_a_loop)
+    times = timing.interleaved(
+        variants, repeats, warmup=warmup, in_a_loop=in_a_loop, seconds=SECONDS
+    )
     return {name: timing.Time.of(samples).median_ms for name, samples in times.items()}
 
 

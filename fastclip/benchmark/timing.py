@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from statistics import median, quantiles
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+FEWEST = 7  # rounds, however long they take
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,11 @@ def interleaved(
     warmup: int = 3,
     in_a_loop: int = 0,
     device: str = "cpu",
+    seconds: float = math.inf,
 ) -> dict[str, list[float]]:
     """Milliseconds of every call of each variant; they take turns, so all see the same machine.
+
+    There are `repeats` rounds, or as many as begin within `seconds` but seven at least.
 
     A turn is one call, which finds code, objects and data as cold as the others leave them; or one
     that is not timed and then `in_a_loop` calls that are, which find them warm. Every round has an
@@ -58,7 +63,10 @@ def interleaved(
     keep_freed_memory()
     times: dict[str, list[float]] = {name: [] for name in variants}
     order, draw = list(variants), random.Random(0)
+    end_of_all = time.perf_counter() + seconds
     for repeat in range(warmup + repeats):
+        if repeat >= warmup + FEWEST and time.perf_counter() > end_of_all:
+            break
         draw.shuffle(order)
         for name in order:
             call = variants[name]
