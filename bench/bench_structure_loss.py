@@ -122,7 +122,7 @@ def bench_structure_loss(case, dtype, benchmark):
     moved = cases.LOSSES[case].bytes_moved(dtype)
     buffer, other = torch.empty(moved // 8), torch.empty(moved // 8)
     variants["copy"] = lambda: buffer.copy_(other)
-    medians = measure.interleaved_ms(variants, repeats=3, warmup=1)
+    medians = measure.interleaved_ms(variants, repeats=3, warmup=0)  # `errors` warmed all up
     del variants["eager"]  # it takes seconds: the others' medians are of many turns without it
     medians |= measure.interleaved_ms(variants, repeats=25)
     if dtype == torch.float32:  # in the place of `fastclip`, which it would warm up

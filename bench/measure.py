@@ -15,7 +15,7 @@ from fastclip.benchmark.machine import cpu_name
 
 COMMITTED = Path(__file__).parent / "results"
 RESULTS = Path(os.environ.get("FASTCLIP_BENCH_RESULTS", COMMITTED))  # elsewhere for a comparison
-SECONDS = 2.5  # of rounds, for one case
+SECONDS = 1.5  # of rounds, for one case
 KEY = ("bench", "case", "dtype", "variant")
 COLUMNS = (*KEY, "median_ms", "speedup", "gb_per_s", "error", "torch", "device", "threads", "date")
 

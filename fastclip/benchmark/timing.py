@@ -13,7 +13,7 @@ from statistics import median, quantiles
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-FEWEST = 7  # rounds, however long they take
+FEWEST = 5  # rounds, however long they take
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Milliseconds of every call of each variant; they take turns, so all see the same machine.
 
-    There are `repeats` rounds, or as many as begin within `seconds` but seven at least.
+    There are `repeats` rounds, or as many as begin within `seconds` but five at least.
 
     A turn is one call, which finds code, objects and data as cold as the others leave them; or one
     that is not timed and then `in_a_loop` calls that are, which find them warm. Every round has an
