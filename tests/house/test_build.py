@@ -59,15 +59,21 @@ def test_the_report_names_the_core():
 
 @pytest.mark.slow  # and alone on the machine
 @pytest.mark.core
-def test_import_takes_50_ms_over_torch_at_most(tmp_path):
+def test_import_takes_a_25th_of_torchs_at_most(tmp_path):
+    """Of the shortest of each: a slow machine is slow at both."""
     code = """
-import time, torch
-start = time.perf_counter()
+import time
+times = [time.perf_counter()]
+import torch
+times.append(time.perf_counter())
 import fastclip
-print(time.perf_counter() - start)
+times.append(time.perf_counter())
+print(times[1] - times[0], times[2] - times[1])
 """
     compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
-    assert min(float(python(code, **compiled)) for _ in range(5)) < 0.050
+    runs = [tuple(map(float, python(code, **compiled).split())) for _ in range(5)]
+    torchs, ours = map(min, zip(*runs, strict=True))
+    assert ours < torchs / 25
 
 
 @pytest.mark.core
