@@ -1,9 +1,9 @@
 # make train   trains transfuse_t in under five minutes and shows the result
 # make check   linters, types and the quick tests: while you work
 # make test    linters, all tests, and the wheel's core tests under another torch
-# make bench   benchmarks of every op on the CPU, in under eight minutes; rows go to bench/results/,
+# make bench   benchmarks of every op on the CPU; rows go to bench/results/,
 #              tables to README.md and docs/
-# make bench-all    whole training steps, the loader, gradients in parts and busy machines too: half an hour
+# make bench-all    whole training steps, the loader, gradients in parts and busy machines too
 # make bench-check  measures again, and fails where fastclip lost 20 % of a ratio or a call costs more;
 #              AGAINST=folder: against the rows there, for processors that no committed row is of
 # make tables  README.md and docs/ from the rows that are there
@@ -86,7 +86,7 @@ wheels: $(VENV)/.ready
 	--wheel-dir dist build/wheels/*.whl
 	cp build/wheels/*.tar.gz dist
 	ls -l dist
-	test -n "$(filter 1,$(FASTCLIP_CUDA))" || test -z "$$(find dist -name '*.whl' -size +1000k)"
+	test -n "$(filter 1,$(FASTCLIP_CUDA))" || test -z "$$(find dist -name '*.whl' -size +1200k)"
 
 test-install: $(VENV)/.ready
 	tests/install/run '$(VENV)/bin/python' $(QUICK)
