@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("triton")
 
 from gpu_backend import Backend
-from test_unit_clip_gpu import *  # noqa: F403
+from test_unit_clip_gpu import *  # noqa: F403  all tests, those that are added too
 
 from fastclip import native
 from fastclip.ops.grad_norm.gpu import tables

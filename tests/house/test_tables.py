@@ -71,13 +71,24 @@ def test_the_ratios_compared_are_fastclips():
     assert all(key[-1].startswith("fastclip") for key in found)
 
 
-def test_ratios_of_another_processor_are_not_compared(tmp_path, monkeypatch, capsys):
-    """And no row to compare with is no success."""
+def test_ratios_of_another_processor_are_not_compared(monkeypatch, capsys):
+    """And where there are no others, that is said before anything is measured."""
     key = ("clip_cpu", "a processor of nobody's", "2", "clip", "a case", "float32", "fastclip")
-    new = {(key[0], "this processor", *key[2:]): 1.0}
-    assert check.losses({key: 10.0}, new) == {}
-    monkeypatch.setattr(check, "run", lambda chosen, folder: 0)
-    monkeypatch.setattr(sys, "argv", ["check.py", "--against", str(tmp_path)])
+    assert check.losses({key: 10.0}, {(key[0], "this one", *key[2:]): 1.0}) == {}
+    monkeypatch.setattr(check, "speedups", lambda folder: {key: 10.0})
+    monkeypatch.setattr(check, "run", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(sys, "argv", ["check.py"])
+    assert check.main() == 1
+    assert "nothing to compare with" in capsys.readouterr().out
+
+
+def test_benchmarks_without_a_row_are_no_success(monkeypatch, capsys):
+    here = (check.cpu_name(), str(check.torch.get_num_threads()))
+    key = ("clip_cpu", *here, "clip", "a case", "float32", "fastclip")
+    found = iter([{key: 10.0}, {}])
+    monkeypatch.setattr(check, "speedups", lambda folder: next(found))
+    monkeypatch.setattr(check, "run", lambda *_: 0)
+    monkeypatch.setattr(sys, "argv", ["check.py", "-k", "others"])
     assert check.main() == 1
     assert "nothing was compared" in capsys.readouterr().out
 

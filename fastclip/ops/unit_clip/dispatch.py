@@ -42,8 +42,7 @@ def _by_core_(parameters: list[Tensor], clipping: float, eps: float) -> None:
         if not parameters:
             return
     parameters = sharded.clip_units_(parameters, clipping, eps)
-    if native.core is not None:
-        parameters = cuda.clip_units_(parameters, clipping, eps)
+    parameters = cuda.clip_units_(parameters, clipping, eps)
     if any(tables.is_for_triton(p.device) for p in parameters) and backends.has_triton():
         from fastclip.ops.unit_clip.triton import clip_units_ as clip_on_gpus_  # imports triton
 
