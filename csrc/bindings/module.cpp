@@ -9,9 +9,10 @@
 #include "bindings/threads.h"
 #include "bindings/unit_clip.h"
 #include "cpu/vector/isa.h"
-#include "tensors/python_error.h"
+#include "tensors/python.h"
 #include "tensors/tensor_list.h"
 #include "tensors/tensor_view.h"
+#include "tensors/version.h"
 #include "threads/count.h"
 
 namespace py = pybind11;
@@ -46,8 +47,8 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly("tensors", &fastclip::tensors_of);
   m.def("bind_torch", [](py::handle tensor, py::handle parameter, py::handle increment_version,
                          py::list inference, py::list normal) {
-    fastclip::bind_torch(tensor.ptr(), parameter.ptr(), increment_version.ptr(), inference.ptr(),
-                         normal.ptr());
+    fastclip::bind_torch(tensor.ptr(), parameter.ptr());
+    fastclip::bind_versions(tensor.ptr(), increment_version.ptr(), inference.ptr(), normal.ptr());
   });
   m.def("bind_threads", &fastclip::bind_threads);
   m.def("thread_limits", &fastclip::thread_limits_of, py::arg("root") = "");

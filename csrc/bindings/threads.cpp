@@ -1,6 +1,6 @@
 #include "bindings/threads.h"
 
-#include "tensors/python_error.h"
+#include "tensors/python.h"
 
 namespace fastclip {
 namespace {

@@ -8,10 +8,11 @@
 #include "cpu/unit_clip/unit_clip.h"
 #include "cuda/unit_clip.h"
 #include "tensors/overlap.h"
-#include "tensors/python_error.h"
+#include "tensors/python.h"
 #include "tensors/tensor_list.h"
 #include "tensors/tensor_view.h"
 #include "tensors/units.h"
+#include "tensors/version.h"
 
 namespace fastclip {
 namespace {

@@ -7,7 +7,8 @@
 
 #include "tensors/overlap.h"
 #include "tensors/prefetch.h"
-#include "tensors/python_error.h"
+#include "tensors/python.h"
+#include "tensors/version.h"
 
 namespace fastclip {
 namespace {

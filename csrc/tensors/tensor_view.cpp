@@ -12,7 +12,7 @@
 #endif
 
 #include "cpu/vector/simd.h"
-#include "tensors/python_error.h"
+#include "tensors/python.h"
 
 namespace fastclip {
 namespace {
@@ -20,9 +20,7 @@ namespace {
 const dlpack::ExchangeApi* g_api = nullptr;
 PyTypeObject* g_tensor_type = nullptr;
 PyTypeObject* g_parameter_type = nullptr;
-PyObject* g_increment_version = nullptr;
 PyGetSetDef* g_grad = nullptr;     // of TensorBase, unless Python code has put another in its way
-PyGetSetDef* g_version = nullptr;  // likewise, of `_version`
 PyMethodDef* g_storage = nullptr;  // likewise, untyped_storage()
 
 DType dtype_of(dlpack::DataType dtype) {
@@ -49,13 +47,6 @@ uintptr_t lowest_address(dlpack::DeviceType device) {
   return uintptr_t{1} << (low_heap ? 22 : 40);
 }
 
-int64_t integer_of(PyObject* object) {
-  const int64_t value = object == nullptr ? -1 : PyLong_AsLongLong(object);
-  Py_XDECREF(object);
-  if (PyErr_Occurred() != nullptr) throw PythonError{};
-  return value;
-}
-
 // Throws where elements have no memory, which an odd address lets one suspect.
 void require_memory(PyObject* object, const dlpack::Tensor& tensor) {
   if (integer_of(PyObject_CallMethod(object, "_is_zerotensor", nullptr)) != 0) {
@@ -74,73 +65,6 @@ void require_memory(PyObject* object, const dlpack::Tensor& tensor) {
                    " give it its memory back, or leave this tensor out");
   }
   if (tensor.data == nullptr) throw Unsupported("a tensor without plain storage");
-}
-
-// A descriptor's C functions, called without the attribute's look-up.
-PyGetSetDef* getter_of(PyObject* type, const char* name) {
-  PyObject* found = PyObject_GetAttrString(type, name);
-  if (found == nullptr) throw std::runtime_error(std::string("torch.Tensor has no ") + name);
-  PyGetSetDef* getter = nullptr;
-  if (Py_TYPE(found) == &PyGetSetDescr_Type) {
-    getter = reinterpret_cast<PyGetSetDescrObject*>(found)->d_getset;
-  }
-  Py_DECREF(found);
-  return getter;
-}
-
-// Where torch keeps a tensor's version counter, which only inference tensors lack: word `counter`
-// of what word `tensor` of the Python object points to. To ask torch takes 50 ns a tensor, a fifth
-// of what clipping a thousand small ones takes. Found by trial, and not used where that fails.
-struct CounterPlace {
-  int tensor = 0;
-  int counter = 0;  // 0: not found
-};
-CounterPlace g_counter;
-
-using Words = const uintptr_t*;
-
-// The address of torch's own object, as torch tells it.
-uintptr_t address_of(PyObject* tensor) {
-  return static_cast<uintptr_t>(integer_of(PyObject_GetAttrString(tensor, "_cdata")));
-}
-
-CounterPlace find_counter(PyObject* inference, PyObject* normal) {
-  constexpr int kWords = 8;  // a cache line: what torch's object holds at the least
-  constexpr int kHead = 2;   // of a Python object, and of torch's: counts of references
-  CounterPlace place;
-  bool is_counter[kWords];
-  std::fill(is_counter, is_counter + kWords, true);
-  for (PyObject* list : {inference, normal}) {
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i) {
-      PyObject* tensor = PyList_GET_ITEM(list, i);
-      const uintptr_t address = address_of(tensor);
-      int at = kHead;
-      while (at < 2 * kHead && reinterpret_cast<Words>(tensor)[at] != address) ++at;
-      if (at == 2 * kHead || (place.tensor != 0 && place.tensor != at)) return {};
-      place.tensor = at;
-      for (int w = 0; w < kWords; ++w) {
-        const bool null = reinterpret_cast<Words>(address)[w] == 0;
-        is_counter[w] &= null == (list == inference);
-      }
-    }
-  }
-  for (int w = kHead; w < kWords; ++w) {
-    if (!is_counter[w]) continue;
-    if (place.counter != 0) return {};  // two fit
-    place.counter = w;
-  }
-  return place;
-}
-
-PyMethodDef* method_of(PyObject* type, const char* name) {
-  PyObject* found = PyObject_GetAttrString(type, name);
-  if (found == nullptr) throw std::runtime_error(std::string("torch.Tensor has no ") + name);
-  PyMethodDef* method = nullptr;
-  if (Py_TYPE(found) == &PyMethodDescr_Type) {
-    method = reinterpret_cast<PyMethodDescrObject*>(found)->d_method;
-  }
-  Py_DECREF(found);
-  return method != nullptr && method->ml_flags == METH_NOARGS ? method : nullptr;
 }
 
 // What a tensor of one number owns.
@@ -171,8 +95,7 @@ dlpack::DataType store_number(double value, DType dtype, char* to) {
 
 }  // namespace
 
-void bind_torch(PyObject* tensor_type, PyObject* parameter_type, PyObject* increment_version,
-                PyObject* inference, PyObject* normal) {
+void bind_torch(PyObject* tensor_type, PyObject* parameter_type) {
   PyObject* capsule = PyObject_GetAttrString(tensor_type, "__dlpack_c_exchange_api__");
   if (capsule == nullptr) {
     PyErr_Clear();
@@ -193,13 +116,9 @@ void bind_torch(PyObject* tensor_type, PyObject* parameter_type, PyObject* incre
   g_tensor_type = reinterpret_cast<PyTypeObject*>(tensor_type);
   g_parameter_type = reinterpret_cast<PyTypeObject*>(parameter_type);
   g_grad = getter_of(tensor_type, "grad");
-  g_version = getter_of(tensor_type, "_version");
   g_storage = method_of(tensor_type, "untyped_storage");
-  g_counter = find_counter(inference, normal);
-  g_increment_version = increment_version;
   Py_INCREF(tensor_type);  // all kept for the life of the process
   Py_INCREF(parameter_type);
-  Py_INCREF(increment_version);
 }
 
 bool is_plain(PyObject* object) {
@@ -242,30 +161,6 @@ PyObject* storage_of(PyObject* tensor) {
                                            : PyObject_CallMethodNoArgs(tensor, name);
   if (storage == nullptr) throw PythonError{};
   return storage;
-}
-
-bool may_be_inference(PyObject* tensor) {
-  if (g_counter.counter == 0) return true;
-  const Words torchs = reinterpret_cast<Words>(reinterpret_cast<Words>(tensor)[g_counter.tensor]);
-  return torchs[g_counter.counter] == 0;
-}
-
-void require_writable(PyObject* tensor) {
-  PyObject* version = is_plain(tensor) && g_version != nullptr
-                          ? g_version->get(tensor, g_version->closure)
-                          : PyObject_GetAttrString(tensor, "_version");
-  if (version == nullptr) {  // an inference tensor has none; torch says when it may be written
-    PyErr_Clear();
-    version = PyObject_CallMethod(tensor, "mul_", "d", 1.0);
-    if (version == nullptr) throw PythonError{};
-  }
-  Py_DECREF(version);
-}
-
-void mark_written(PyObject* tensors) {
-  PyObject* none = PyObject_CallOneArg(g_increment_version, tensors);
-  if (none == nullptr) throw PythonError{};
-  Py_DECREF(none);
 }
 
 bool stays_finite(double value, DType dtype) {

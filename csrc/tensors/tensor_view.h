@@ -46,11 +46,8 @@ struct TensorView {
   bool is_dense() const;
 };
 
-// Tells this module which Python types are plain tensors, torch's increment_version(tensors), and
-// some tensors (lists) that were made under inference_mode and that were not. Called once, by
-// fastclip's Python side.
-void bind_torch(PyObject* tensor_type, PyObject* parameter_type, PyObject* increment_version,
-                PyObject* inference, PyObject* normal);
+// Tells this module which Python types are plain tensors. Called once, by fastclip's Python side.
+void bind_torch(PyObject* tensor_type, PyObject* parameter_type);
 
 // Whether it is an exact torch.Tensor or nn.Parameter.
 bool is_plain(PyObject* object);
@@ -67,15 +64,6 @@ TensorView view_of(PyObject* object);
 
 // A new reference to the plain tensor's storage, which keeps its memory.
 PyObject* storage_of(PyObject* tensor);
-
-// Whether the plain tensor was made under inference_mode. Now and then true of another too.
-bool may_be_inference(PyObject* tensor);
-
-// Raises torch's error where the tensor was made under inference_mode and that has ended.
-void require_writable(PyObject* tensor);
-
-// Moves the versions of these tensors (a list), so that autograd sees that they were written.
-void mark_written(PyObject* tensors);
 
 // Whether a number stays finite when torch rounds it to a real dtype.
 bool stays_finite(double value, DType dtype);

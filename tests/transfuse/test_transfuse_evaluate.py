@@ -1,11 +1,10 @@
-"""`fastclip evaluate`: both sizes, intervals, tables, comparisons, and images that are held out."""
+"""`fastclip evaluate`: both sizes, intervals, tables, and images that are held out."""
 
 from __future__ import annotations
 
 import csv
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import needs_train  # noqa: F401
 import numpy as np
 import pytest
 import torch
+from evaluated import Run, checkpoint
 from pairs import SIZE, gray, pair, write
 from PIL import Image
 from tiny import one_thread  # noqa: F401
@@ -26,48 +26,9 @@ from fastclip.transfuse.config.train import TrainConfig
 from fastclip.transfuse.data.synthetic import synthetic_samples
 from fastclip.transfuse.measuring.evaluate import evaluate
 from fastclip.transfuse.measuring.metrics import METRICS
-from fastclip.transfuse.storage.checkpoint import FORMAT, load_checkpoint
+from fastclip.transfuse.storage.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow  # it trains
-
-
-def checkpoint(file: Path, seed: int = 0, data: str = "set", **config: Any) -> Path:
-    """A network that was not trained, dressed as a checkpoint of a run."""
-    torch.manual_seed(seed)
-    weights = create_model("transfuse_t").state_dict()
-    settings = {"data": data, "model": "transfuse_t", "size": "32x48", **config}
-    content = {"format": FORMAT, "model": "transfuse_t", "weights": weights, "config": settings}
-    torch.save(content, file)
-    return file
-
-
-Run = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def measured(tmp_path: Path) -> Run:
-    """Runs the command; returns what it writes as JSON."""
-
-    def run(*arguments: object, code: int = 0) -> dict[str, Any]:
-        file = tmp_path / "found.json"
-        command = ["evaluate", *map(str, arguments), "--json", str(file)]
-        assert main(command) == code
-        return json.loads(file.read_text()) if code == 0 else {}
-
-    return run
-
-
-@pytest.fixture
-def sample(tmp_path: Path) -> tuple[str, ...]:
-    """Arguments of a checkpoint on six pairs of twice the network's size."""
-
-    def twice(array: np.ndarray) -> Image.Image:
-        picture = gray(array) if array.dtype == bool else Image.fromarray(array)
-        return picture.resize((2 * SIZE[1], 2 * SIZE[0]), Image.Resampling.NEAREST)
-
-    write(tmp_path / "set", count=6, draw=twice, draw_image=twice)
-    file = checkpoint(tmp_path / "one.pt")
-    return ("--checkpoint", str(file), "--data", str(tmp_path / "set"), "--split", "all")
 
 
 def test_both_sizes_are_given_and_named_apart(
@@ -201,63 +162,6 @@ def test_a_threshold_is_searched_on_validation_images_only(
     measured(*command, "--threshold-search", "--against", file, code=2)
 
 
-def test_two_runs_are_compared_on_the_same_images(
-    tmp_path: Path, measured: Run, sample: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = checkpoint(tmp_path / "two.pt", seed=5)
-    one = measured(*sample, "--csv", tmp_path / "one.csv")
-    two = measured("--checkpoint", other, *sample[2:])
-    found = measured("--checkpoint", other, *sample[2:], "--against", sample[1])
-    text = capsys.readouterr().out
-    assert f"minus {sample[1]}, on the same images (paired bootstrap)" in text
-    for size in ("own_size", "network_size"):
-        for name, difference in found["difference"]["all"][size].items():
-            mean = two["all"][size][name]["mean"] - one["all"][size][name]["mean"]
-            assert difference["mean"] == pytest.approx(mean, abs=1e-9)
-            assert difference["low"] <= difference["mean"] <= difference["high"]
-            assert 0 < difference["p_value"] <= 1
-    from_file = measured("--checkpoint", other, *sample[2:], "--against", tmp_path / "one.csv")
-    for name, difference in from_file["difference"]["all"]["own_size"].items():
-        live = found["difference"]["all"]["own_size"][name]
-        assert difference["mean"] == pytest.approx(live["mean"], abs=1e-12)
-    itself = measured(*sample, "--against", sample[1])["difference"]["all"]["own_size"]["dice"]
-    assert itself == {"mean": 0, "low": 0, "high": 0, "p_value": 1}
-
-
-def test_runs_of_two_sizes_are_compared_at_the_own_size_alone(
-    tmp_path: Path, measured: Run, sample: tuple[str, ...]
-) -> None:
-    other = checkpoint(tmp_path / "two.pt", size="48x64")
-    found = measured(*sample, "--against", other)["difference"]["all"]
-    assert list(found) == ["own_size"]
-    measured("--checkpoint", other, *sample[1:2], *sample[2:], code=2)
-    both = measured("--checkpoint", other, sample[1], *sample[2:], "--size", "32x48")
-    assert len(both["checkpoints"]) == 2
-
-
-def test_scores_of_other_images_are_refused(
-    tmp_path: Path, measured: Run, sample: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    measured(*sample, "--csv", tmp_path / "one.csv")
-    lines = (tmp_path / "one.csv").read_text().splitlines()
-    files = {
-        "fewer.csv": ("\n".join(lines[:-1]), "no scores of 1 of 6 images (case05)"),
-        "other.csv": ("a,b\n1,2\n", "lacks the columns"),
-        "nan.csv": (
-            "image,dice_own_size\n" + "".join(f"case0{k},nan\n" for k in range(6)),
-            "finite",
-        ),
-        "text.csv": ("image,dice_own_size\n" + "".join(f"case0{k},x\n" for k in range(6)), "'x'"),
-    }
-    for name, (text, message) in files.items():
-        (tmp_path / name).write_text(text)
-        measured(*sample, "--against", tmp_path / name, code=2)
-        err = capsys.readouterr().err
-        assert name in err
-        assert message in err
-    measured(*sample, "--against", tmp_path / "absent.csv", code=2)
-
-
 def test_folds_are_not_validated_on_what_they_were_trained_on(
     tmp_path: Path, measured: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -336,7 +240,7 @@ def test_flags_of_the_page_exist() -> None:
 
 
 def test_the_fields_of_a_checkpoint_are_those_of_a_run() -> None:
-    """What `checkpoint` above stores is a part of what runs store."""
+    """What `checkpoint` stores is a part of what runs store."""
     assert {"data", "model", "size", "fold", "intensity"} <= set(TrainConfig.__dataclass_fields__)
     assert pair(0)[0].shape[:2] == SIZE
 

@@ -5,6 +5,7 @@
 #include "bindings/arguments.h"
 #include "bindings/threads.h"
 #include "cpu/grad_norm/grad_norm.h"
+#include "tensors/version.h"
 
 namespace fastclip {
 namespace {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "tensors/prefetch.h"
-#include "tensors/python_error.h"
+#include "tensors/python.h"
 #include "tensors/tensor_view.h"
 
 namespace fastclip {

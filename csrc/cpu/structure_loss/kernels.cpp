@@ -119,15 +119,6 @@ class Band {
     return Row::read(valid, left) != 0 ? value : Vector{};
   }
 
-  // Calls `step` with each register of a strip, and then with how much of one is left. That comes
-  // behind the loop, in which nothing is called then, so that constants stay in registers.
-  template <class F>
-  FASTCLIP_INLINE void each_register(int64_t first, int64_t end, F step) {
-    int64_t at = first;
-    for (; at + Row::kStep <= end; at += Row::kStep) step(at, Row::kStep);
-    if (at < end) step(at, end - at);
-  }
-
   // Calls `step` with each register, its logit x and exp(-|x|). That is a loop of its own: a CPU
   // sees only so many instructions ahead, and in one loop each register waits for the last one's.
   template <class F>
@@ -135,12 +126,12 @@ class Band {
     alignas(Vector) Real exponentials[kChunk];
     for (int64_t first = 0; first < pixels; first += kChunk) {
       const int64_t end = pixels - first < kChunk ? pixels : first + kChunk;
-      each_register(first, end, [&](int64_t at, int64_t left) __attribute__((always_inline)) {
+      each_register<Row>(first, end, [&](int64_t at, int64_t left) __attribute__((always_inline)) {
         __builtin_prefetch(logits + kAhead + at, 0, 2);
         const Vector x = logit(logits + at, valid + at, left);
         store(exponentials + at - first, exp_neg(abs(x)));
       });
-      each_register(first, end, [&](int64_t at, int64_t left) __attribute__((always_inline)) {
+      each_register<Row>(first, end, [&](int64_t at, int64_t left) __attribute__((always_inline)) {
         const Vector e = load_raw<Vector>(exponentials + at - first);
         step(at, left, logit(logits + at, valid + at, left), e);
       });
@@ -223,7 +214,7 @@ class Band {
       put(at, left, unit_or(x, e) * r, e * r * r);
     };
     if constexpr (kKept) {
-      each_register(0, pixels, take);
+      each_register<Row>(0, pixels, take);
     } else {
       each_logit(logits, valid, pixels, make);
     }

@@ -76,6 +76,17 @@ FASTCLIP_INLINE Real* take(char*& memory, int64_t n) {
 
 FASTCLIP_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Calls `step` with each register of first .. end, and then with how much of one is left. That
+// comes behind the loop, in which nothing is called then, so that constants stay in registers.
+template <class Row, class F>
+FASTCLIP_INLINE void each_register(int64_t first, int64_t end, F step) {
+  int64_t at = first;
+  for (; at + Row::kStep <= end; at += Row::kStep) step(at, Row::kStep);
+  const int64_t left = end - at;
+  if (left >= Row::kStep) __builtin_unreachable();  // GCC makes code for a whole one else
+  if (left > 0) step(at, left);
+}
+
 template <class Row, class T>
 FASTCLIP_INLINE void convert(const T* from, typename Row::Real* to, int64_t n) {
   for (int64_t i = 0; i < n; i += Row::kStep) {

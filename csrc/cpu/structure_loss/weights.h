@@ -21,7 +21,7 @@ class WeightRows {
   typedef typename Row::Real Real;
   typedef typename Row::Vector Vector;
 
-  WeightRows(const LossPass& pass, char* memory)
+  __attribute__((noinline)) WeightRows(const LossPass& pass, char* memory)
       : pass_(pass), width_(pass.width), runs_(pass.radius_x, pass.width, memory) {
     Real** rows[] = {&entering_, &leaving_, &other_valid_, &outside_};
     for (Real** row : rows) {
@@ -40,7 +40,7 @@ class WeightRows {
   Real* weight;      // 1 + boundary_weight |box / window_area - mask|, and 0 where not valid
 
   // Makes ready for rows y, y + 1, ... of an image.
-  void start(int64_t image, int64_t y) {
+  __attribute__((noinline)) void start(int64_t image, int64_t y) {
     image_ = image;
     first_ = y;
     runs_.clear_columns();
@@ -71,7 +71,7 @@ class WeightRows {
   };
 
   // Makes rows y .. y + rows, and returns their sums.
-  WideSums next(int64_t y, int64_t rows) {
+  __attribute__((noinline)) WideSums next(int64_t y, int64_t rows) {
     Sums sums{};
     mask = is_direct() ? mask_row(y, nullptr, nullptr) : own_mask_;
     for (int64_t row = 0; row < rows; ++row) {
@@ -154,9 +154,9 @@ class WeightRows {
 
   void move(const Slide& slide) {
     const Slide rows = slide;  // in registers
-    int64_t x = 0;
-    for (; x + Row::kStep <= rows.width; x += Row::kStep) rows.at(x, Row::kStep);
-    if (x < rows.width) rows.at(x, rows.width - x);
+    each_register<Row>(0, rows.width, [&](int64_t x, int64_t left) __attribute__((always_inline)) {
+      rows.at(x, left);
+    });
   }
 
   Slide slide(int64_t enters, int64_t leaves) {

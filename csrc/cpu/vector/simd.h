@@ -183,11 +183,52 @@ FASTCLIP_INLINE void stream_fence() {
 }
 
 // The first n < kLanes elements, the rest zero; and their way back.
+#if defined(__AVX512F__)
+
+FASTCLIP_INLINE uint16_t first_lanes(int64_t n) { return (uint16_t)((1u << n) - 1); }
+
+FASTCLIP_INLINE f32v load_part(const float* p, int64_t n) {
+  return (f32v)_mm512_maskz_loadu_ps(first_lanes(n), p);
+}
+FASTCLIP_INLINE f32v load_part(const half_t* p, int64_t n) {
+  return half_to_float((u16v)_mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
+FASTCLIP_INLINE f32v load_part(const bfloat_t* p, int64_t n) {
+  return bfloat_to_float((u16v)_mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
+FASTCLIP_INLINE f32v load_part(const uint8_t* p, int64_t n) {
+  return (f32v)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p)));
+}
+FASTCLIP_INLINE f32v load_part(const double* p, int64_t n) {
+  const uint16_t lanes = first_lanes(n);
+  const __m256 low = _mm512_cvtpd_ps(_mm512_maskz_loadu_pd((uint8_t)lanes, p));
+  const __m256 high = _mm512_cvtpd_ps(_mm512_maskz_loadu_pd(lanes >> 8, p + kLanes / 2));
+  return (f32v)_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+}
+
+FASTCLIP_INLINE void store_part(float* p, f32v x, int64_t n) {
+  _mm512_mask_storeu_ps(p, first_lanes(n), (__m512)x);
+}
+FASTCLIP_INLINE void store_part(half_t* p, f32v x, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), (__m256i)float_to_half(x));
+}
+FASTCLIP_INLINE void store_part(bfloat_t* p, f32v x, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), (__m256i)float_to_bfloat(x));
+}
+
+#else
+
+// memcpy, by a call where the length is not known: GCC spells a short one out in twenty branches.
+FASTCLIP_INLINE void copy(void* to, const void* from, int64_t bytes) {
+  if (!__builtin_constant_p(bytes)) asm("" : "+r"(bytes));  // or GCC knows that it is short
+  memcpy(to, from, bytes);
+}
+
 template <class T>
 FASTCLIP_INLINE f32v load_part(const T* p, int64_t n) {
   T padded[kLanes];
   memset(padded, 0, sizeof(padded));
-  memcpy(padded, p, n * sizeof(T));
+  copy(padded, p, n * sizeof(T));
   return load(padded);
 }
 
@@ -195,8 +236,10 @@ template <class T>
 FASTCLIP_INLINE void store_part(T* p, f32v x, int64_t n) {
   T padded[kLanes];
   store(padded, x);
-  memcpy(p, padded, n * sizeof(T));
+  copy(p, padded, n * sizeof(T));
 }
+
+#endif
 
 // Lanes `lanes`, `lanes` + 1, ... of a, and then the first of b.
 template <int lanes>
