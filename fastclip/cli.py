@@ -107,6 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _reader_left():
             raise
         return UNREAD
+    except OSError as error:
+        if not _unwritable():
+            raise
+        return _fail(f"the output: {error.strerror}", 1)
     except KeyboardInterrupt:
         print("fastclip: interrupted", file=sys.stderr)
         return 130
@@ -135,11 +139,28 @@ def _reader_left() -> bool:
             continue
         poll.register(descriptor, 0)  # an error is told unasked
         if poll.poll(0):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, descriptor)
-            os.close(nowhere)
+            _drop(descriptor)
             left = True
     return left
+
+
+def _unwritable() -> bool:
+    """Whether stdout takes no more, as on a full disk; what is still to come is dropped then."""
+    if sys.stdout is None:
+        return False
+    try:
+        print(flush=True)
+    except OSError:
+        _drop(sys.stdout.fileno())
+        return True
+    return False
+
+
+def _drop(descriptor: int) -> None:
+    """Let what is still written to it vanish: Python writes once more as it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def _fail(text: str, code: int) -> int:

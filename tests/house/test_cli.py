@@ -106,6 +106,21 @@ def test_the_pipe_of_another_process_is_a_fault(work: str, monkeypatch: pytest.M
         main(["bench"])
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_on_a_full_disk_is_one_line(unbuffered: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fastclip", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "fastclip: error: the output: No space left on device\n"
+
+
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line of an error that ends with exit code 2."""
     capsys.readouterr()
