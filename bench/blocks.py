@@ -137,19 +137,6 @@ def trainer_busy() -> str:
 
 
 @block
-def dice() -> str:
-    """README's sentence on what `make train` reached."""
-    last = rows("train_transfuse_t_isic2017")[-1]
-    score, seconds = float(last["dice"]), float(last["seconds"])
-    return (
-        "On ISIC 2017 (2000 images, from scratch, 96x128, two CPU cores) it reached a validation "
-        f"Dice of\n{score:.3f} after {seconds:.0f} s of training "
-        "([rows](bench/results/train_transfuse_t_isic2017.csv)); the settings\n"
-        "were chosen on the same 150 validation images, and a slower machine gets less far.\n"
-    )
-
-
-@block
 def clip() -> str:
     """Every clip in float32, against all baselines."""
     known = {(r["case"], r["variant"]) for r in rows("clip_cpu") if r["bench"] == "clip"}

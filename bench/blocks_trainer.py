@@ -1,6 +1,8 @@
-"""The tables of the trainer's step and its loader in docs/optimization.md, from the rows."""
+"""The trainer's step, its loader, and what it reached on real images, from the rows."""
 
 from __future__ import annotations
+
+import statistics
 
 import blocks
 from blocks import block, rows, shown_ms
@@ -37,3 +39,40 @@ def trainer_loader() -> str:
             share = "" if name == "model alone" else f"{ms / times['model alone']:.1%}"
             lines.append((f"{case}, {name}", f"{images / ms * 1e3:,.0f}", share))
     return blocks.table(("batches of uint8 images", "images/s", "of a step"), lines)
+
+
+QUICK_MINUTES, LONG_MINUTES = 3.5, 30.0  # of `make train`, and of its recipe
+
+
+def last_lines(minutes: float) -> list[dict[str, str]]:
+    """The last epoch of each run of so many minutes: not the best, which its images chose."""
+    runs = {r["seed"]: r for r in rows("train_isic2017") if float(r["minutes"]) == minutes}
+    return list(runs.values())
+
+
+@block
+def dice() -> str:
+    """README's sentences on what the trainer reached."""
+    (quick,) = last_lines(QUICK_MINUTES)
+    long = [float(r["dice"]) for r in last_lines(LONG_MINUTES)]
+    return (
+        "On ISIC 2017 (2000 images to train on, 150 to validate, from scratch, 96x128, two CPU "
+        f"cores,\n{quick['precision']}) it reached a Dice of {float(quick['dice']):.3f} after "
+        f"{float(quick['seconds']):.0f} s, and the recipe's own half an hour\n"
+        f"{statistics.mean(long):.3f} ({len(long)} seeds, standard deviation "
+        f"{statistics.stdev(long):.3f}; [rows](bench/results/train_isic2017.csv)). The settings\n"
+        "were first chosen on the same 150 images; on a split of the training images another "
+        "choice did\nno better. A slower machine gets less far.\n"
+    )
+
+
+@block
+def dice_by_seed() -> str:
+    """The last epoch of each run."""
+    lines = []
+    for r in [*last_lines(QUICK_MINUTES), *last_lines(LONG_MINUTES)]:
+        own = f"{float(r['own_size_dice']):.4f}" if r["own_size_dice"] else ""
+        cells = (r["minutes"], r["seed"], r["epoch"], f"{float(r['dice']):.4f}", own)
+        lines.append((*cells, f"{float(r['iou']):.4f}", f"{float(r['accuracy']):.4f}"))
+    heads = ("minutes", "seed", "epochs", "Dice", "at the images' size", "IoU", "accuracy")
+    return blocks.table(heads, lines)

@@ -158,5 +158,6 @@ def test_own_flags_reach_compiler_and_linker(tmp_path):
     text = (tmp_path / "t" / "native" / "build.ninja").read_text()
     compile_line, link_line = (line for line in text.splitlines() if line.startswith("  command"))
     assert "'-DOWN=a $$b'" in compile_line
+    assert compile_line.index("-O3") < compile_line.index("$small") < compile_line.index("-DOWN")
     assert link_line.endswith("-Wl,-z,now")
     assert "two$ words$ $$x" in text
