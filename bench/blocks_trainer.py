@@ -60,8 +60,8 @@ def dice() -> str:
         f"reached a Dice of {float(quick['dice']):.3f} on the 150\nvalidation images after "
         f"{float(quick['seconds']):.0f} s; the recipe's own half an hour "
         f"{statistics.mean(long):.3f} ({len(long)} seeds, standard deviation\n"
-        f"{statistics.stdev(long):.3f}; [rows](bench/results/train_isic2017.csv)). The settings were "
-        "chosen on these 150; on a split of the training images others did no better.\n"
+        f"{statistics.stdev(long):.3f}; [rows](bench/results/train_isic2017.csv)). The settings "
+        "were chosen on these 150; on a split of the training images others did no better.\n"
     )
 
 
