@@ -86,7 +86,7 @@ wheels: $(VENV)/.ready
 	--wheel-dir dist build/wheels/*.whl
 	cp build/wheels/*.tar.gz dist
 	ls -l dist
-	test -n "$(filter 1,$(FASTCLIP_CUDA))" || test -z "$$(find dist -name '*.whl' -size +1000k)"
+	test -n "$(filter 1,$(FASTCLIP_CUDA))" || test -z "$$(find dist -name '*.whl' -size +976k)"
 
 test-install: $(VENV)/.ready
 	tests/install/run '$(VENV)/bin/python' $(QUICK)
