@@ -20,27 +20,27 @@ inline int64_t integer_of(PyObject* object) {
   return value;
 }
 
-// A descriptor's C functions, called without the attribute's look-up.
-inline PyGetSetDef* getter_of(PyObject* type, const char* name) {
+// torch.Tensor's attribute if it is a descriptor of this type, else null: Python code may have put
+// something else there. A borrowed reference: the type keeps it.
+inline PyObject* descriptor_of(PyObject* type, const char* name, PyTypeObject* kind) {
   PyObject* found = PyObject_GetAttrString(type, name);
   if (found == nullptr) throw std::runtime_error(std::string("torch.Tensor has no ") + name);
-  PyGetSetDef* getter = nullptr;
-  if (Py_TYPE(found) == &PyGetSetDescr_Type) {
-    getter = reinterpret_cast<PyGetSetDescrObject*>(found)->d_getset;
-  }
+  const bool is_kind = Py_TYPE(found) == kind;
   Py_DECREF(found);
-  return getter;
+  return is_kind ? found : nullptr;
+}
+
+// A descriptor's C functions, called without the attribute's look-up.
+inline PyGetSetDef* getter_of(PyObject* type, const char* name) {
+  PyObject* found = descriptor_of(type, name, &PyGetSetDescr_Type);
+  return found != nullptr ? reinterpret_cast<PyGetSetDescrObject*>(found)->d_getset : nullptr;
 }
 
 inline PyMethodDef* method_of(PyObject* type, const char* name) {
-  PyObject* found = PyObject_GetAttrString(type, name);
-  if (found == nullptr) throw std::runtime_error(std::string("torch.Tensor has no ") + name);
-  PyMethodDef* method = nullptr;
-  if (Py_TYPE(found) == &PyMethodDescr_Type) {
-    method = reinterpret_cast<PyMethodDescrObject*>(found)->d_method;
-  }
-  Py_DECREF(found);
-  return method != nullptr && method->ml_flags == METH_NOARGS ? method : nullptr;
+  PyObject* found = descriptor_of(type, name, &PyMethodDescr_Type);
+  if (found == nullptr) return nullptr;
+  PyMethodDef* method = reinterpret_cast<PyMethodDescrObject*>(found)->d_method;
+  return method->ml_flags == METH_NOARGS ? method : nullptr;
 }
 
 }  // namespace fastclip
