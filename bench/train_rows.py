@@ -47,12 +47,14 @@ def rows(run: Path) -> list[dict[str, object]]:
 
 
 def main() -> None:
+    if not sys.argv[1:]:
+        sys.exit("bench/train_rows.py: name the folders of the runs")
+    found = [row for run in sys.argv[1:] for row in rows(Path(run))]  # all, before a line is lost
     file = Path(__file__).parent / "results" / "train_isic2017.csv"
     with file.open("w", newline="") as out:
         writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        for run in sys.argv[1:]:
-            writer.writerows(rows(Path(run)))
+        writer.writerows(found)
 
 
 if __name__ == "__main__":
