@@ -22,11 +22,12 @@ namespace fastclip {
 void bind_structure_loss(py::module_& m);  // structure_loss.cpp
 }
 
-PYBIND11_MODULE(_native, m) {
+PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   m.doc() = "fastclip's compiled kernels. Private: use the functions of the fastclip package.";
   // What is found out once is found out now: a child that is forked meanwhile would wait for it.
   fastclip::cpu::best_isa();
   fastclip::max_threads();
+  fastclip::names();
   py::register_local_exception<fastclip::Unsupported>(m, "Unsupported", PyExc_NotImplementedError);
   py::register_exception_translator([](std::exception_ptr error) {
     try {

@@ -20,7 +20,21 @@ constexpr size_t kAhead = 6;  // tensors whose memory is on its way
 // Whether this thread is the only one that runs Python, so that no tensor changes while the GIL is
 // released.
 bool is_alone() {
+#ifdef Py_GIL_DISABLED  // nothing keeps the threads that this would walk over
+  return false;
+#else
   return PyThreadState_Next(PyInterpreterState_ThreadHead(PyInterpreterState_Get())) == nullptr;
+#endif
+}
+
+// A new reference to a sequence that PySequence_Fast's macros read. Under the GIL only Python code
+// that runs here changes a list meanwhile, without it any thread does: then it is copied.
+PyObject* items_of(PyObject* tensors) {
+#ifdef Py_GIL_DISABLED
+  return PySequence_Tuple(tensors);
+#else
+  return PySequence_Fast(tensors, "tensors must be a sequence");
+#endif
 }
 
 TensorView listed(PyObject* tensor, size_t index) {
@@ -34,9 +48,8 @@ TensorView listed(PyObject* tensor, size_t index) {
 }  // namespace
 
 bool may_lie_elsewhere(PyObject* parameter) {
-  static PyObject* const kTrained = PyUnicode_InternFromString("requires_grad");
   if (is_plain(parameter)) return false;
-  PyObject* trained = PyObject_GetAttr(parameter, kTrained);
+  PyObject* trained = PyObject_GetAttr(parameter, names().requires_grad);
   if (trained == nullptr) PyErr_Clear();  // no tensor: whatever has a gradient of None
   Py_XDECREF(trained);
   return trained == Py_True;
@@ -188,9 +201,7 @@ void require_memory(PyObject* tensors, bool take_grads) {
 }
 
 Listing::Listing(TensorList& list, PyObject* tensors, bool take_grads)
-    : list_(list),
-      items_(PySequence_Fast(tensors, "tensors must be a sequence")),
-      take_grads_(take_grads) {
+    : list_(list), items_(items_of(tensors)), take_grads_(take_grads) {
   if (items_ == nullptr) throw PythonError{};
   list_.keeps_memory_ = !is_alone();
   list_.tensors_.reserve(size());

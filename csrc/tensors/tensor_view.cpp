@@ -126,9 +126,8 @@ bool is_plain(PyObject* object) {
 }
 
 PyObject* grad_of(PyObject* object) {
-  static PyObject* const name = PyUnicode_InternFromString("grad");
   if (is_plain(object) && g_grad != nullptr) return g_grad->get(object, g_grad->closure);
-  return PyObject_GetAttr(object, name);
+  return PyObject_GetAttr(object, names().grad);
 }
 
 TensorView view_of(PyObject* object) {
@@ -156,9 +155,9 @@ TensorView view_of(PyObject* object) {
 }
 
 PyObject* storage_of(PyObject* tensor) {
-  static PyObject* const name = PyUnicode_InternFromString("untyped_storage");
-  PyObject* storage = g_storage != nullptr ? g_storage->ml_meth(tensor, nullptr)
-                                           : PyObject_CallMethodNoArgs(tensor, name);
+  PyObject* storage = g_storage != nullptr
+                          ? g_storage->ml_meth(tensor, nullptr)
+                          : PyObject_CallMethodNoArgs(tensor, names().untyped_storage);
   if (storage == nullptr) throw PythonError{};
   return storage;
 }

@@ -30,7 +30,8 @@ uintptr_t address_of(PyObject* tensor) {
 
 CounterPlace find_counter(PyObject* inference, PyObject* normal) {
   constexpr int kWords = 8;  // a cache line: what torch's object holds at the least
-  constexpr int kHead = 2;   // of a Python object, and of torch's: counts of references
+  constexpr int kPythonHead = sizeof(PyObject) / sizeof(uintptr_t);
+  constexpr int kHead = 2;  // of torch's object: its type and its counts of references
   CounterPlace place;
   bool is_counter[kWords];
   std::fill(is_counter, is_counter + kWords, true);
@@ -38,9 +39,10 @@ CounterPlace find_counter(PyObject* inference, PyObject* normal) {
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i) {
       PyObject* tensor = PyList_GET_ITEM(list, i);
       const uintptr_t address = address_of(tensor);
-      int at = kHead;
-      while (at < 2 * kHead && reinterpret_cast<Words>(tensor)[at] != address) ++at;
-      if (at == 2 * kHead || (place.tensor != 0 && place.tensor != at)) return {};
+      int at = kPythonHead;
+      const int end = kPythonHead + 2;
+      while (at < end && reinterpret_cast<Words>(tensor)[at] != address) ++at;
+      if (at == end || (place.tensor != 0 && place.tensor != at)) return {};
       place.tensor = at;
       for (int w = 0; w < kWords; ++w) {
         const bool null = reinterpret_cast<Words>(address)[w] == 0;

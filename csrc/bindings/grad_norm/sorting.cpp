@@ -3,8 +3,10 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <iterator>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "tensors/prefetch.h"
@@ -38,17 +40,24 @@ class Placements {
     }
     py::object stands = stands_for(placements, likely);  // another thread may come in between
     if (place >= remembered_.size()) remembered_.resize(place + 1);
-    remembered_[place] = {placements, stands};
+    Entry entry{placements, stands};
+    std::swap(remembered_[place], entry);  // what was there goes last: that may let others in
     return stands;
   }
 
   // Before a list of so many: what longer ones left is let go, and all where layouts were many.
   void prepare(size_t tensors) {
+    std::vector<Entry> entries;  // let go last, when others may come in
+    std::vector<py::object> objects;
     if (distinct_.size() > 256) {
-      remembered_.clear();
-      distinct_.clear();
+      entries.swap(remembered_);
+      objects.swap(distinct_);
     }
-    if (remembered_.size() > 4 * tensors + 4096) remembered_.resize(4 * tensors + 4096);
+    const size_t most = 4 * tensors + 4096;
+    if (remembered_.size() <= most) return;
+    entries.assign(std::make_move_iterator(remembered_.begin() + most),
+                   std::make_move_iterator(remembered_.end()));
+    remembered_.resize(most);
   }
 
  private:
@@ -160,18 +169,16 @@ class Sorter {
   void open(PyObject* item, Spread& spread) const {
     spread.tensor = take_grads_ ? checked(grad_of(item)) : py::reinterpret_borrow<py::object>(item);
     if (!take_grads_ || !spread.tensor.is_none()) return;
-    static PyObject* const kTrained = PyUnicode_InternFromString("requires_grad");
-    spread.absent = is_dtensor(item) && checked(PyObject_GetAttr(item, kTrained)).ptr() == Py_True;
+    spread.absent =
+        is_dtensor(item) && checked(PyObject_GetAttr(item, names().requires_grad)).ptr() == Py_True;
     spread.tensor = spread.absent ? py::reinterpret_borrow<py::object>(item) : py::object();
   }
 
   void read_slots(Spread& spread) const {
-    static PyObject* const kLocal = PyUnicode_InternFromString("_local_tensor");
-    static PyObject* const kSpec = PyUnicode_InternFromString("_spec");
     if (!spread.tensor) return;
     if (is_dtensor(spread.tensor.ptr())) {
-      spread.local = checked(PyObject_GetAttr(spread.tensor.ptr(), kLocal));
-      spread.spec = checked(PyObject_GetAttr(spread.tensor.ptr(), kSpec));
+      spread.local = checked(PyObject_GetAttr(spread.tensor.ptr(), names().local_tensor));
+      spread.spec = checked(PyObject_GetAttr(spread.tensor.ptr(), names().spec));
       __builtin_prefetch(spread.spec.ptr());
       __builtin_prefetch(reinterpret_cast<const char*>(spread.spec.ptr()) - 32);  // its values
     } else {
@@ -181,13 +188,11 @@ class Sorter {
   }
 
   void read_spec(Spread& spread, size_t place) {
-    static PyObject* const kMesh = PyUnicode_InternFromString("mesh");
-    static PyObject* const kPlacements = PyUnicode_InternFromString("placements");
     if (!spread.tensor) return;
     prefetch_pointees(spread.local.ptr());
     if (!spread.spec) return;
-    spread.mesh = checked(PyObject_GetAttr(spread.spec.ptr(), kMesh));
-    const py::object placements = checked(PyObject_GetAttr(spread.spec.ptr(), kPlacements));
+    spread.mesh = checked(PyObject_GetAttr(spread.spec.ptr(), names().mesh));
+    const py::object placements = checked(PyObject_GetAttr(spread.spec.ptr(), names().placements));
     spread.placements = known_.canonical(placements, place, likely_);
     likely_ = spread.placements;
   }
@@ -269,6 +274,7 @@ py::tuple sort_tensors(py::handle tensors, bool take_grads, py::handle dtensor) 
   static Placements& known = *new Placements;                         // for the life of the process
   const py::object items = checked(PySequence_Tuple(tensors.ptr()));  // others may change a list
   const Py_ssize_t count = PyTuple_GET_SIZE(items.ptr());
+  const CriticalSection alone(names().placements);
   known.prepare(static_cast<size_t>(count));
   Sorter sorter(take_grads, dtensor.ptr(), known, count);
   PyObject* const* all = &PyTuple_GET_ITEM(items.ptr(), 0);
