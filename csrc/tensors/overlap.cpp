@@ -2,6 +2,7 @@
 
 #include <stddef.h>
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -23,9 +24,15 @@ bool descending_apart(const std::vector<Range>& ranges) {
   return true;
 }
 
-// By their first bytes, in passes over the bits in which these differ: a third of the time of
-// std::sort for a thousand.
+// By their first bytes. Many in passes over the bits in which these differ, which takes a third of
+// the time of std::sort for a thousand; a pass alone costs as much as a few tensors' clipping.
 void sort(std::vector<Range>& ranges) {
+  constexpr size_t kFew = 64;
+  if (ranges.size() <= kFew) {
+    const auto before = [](const Range& a, const Range& b) { return a.begin < b.begin; };
+    std::sort(ranges.begin(), ranges.end(), before);
+    return;
+  }
   constexpr int kBits = 9;
   uintptr_t differ = 0;
   for (const Range& range : ranges) differ |= range.begin ^ ranges[0].begin;
