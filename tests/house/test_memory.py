@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import sysconfig
 import threading
 import time
 
@@ -119,7 +120,9 @@ def test_a_list_that_its_own_items_empty():
     for p in items:
         if isinstance(p, torch.nn.Parameter):
             p.grad = torch.ones(1)
-    assert fastclip.clip_grad_norm_(items, 1e9).item() == pytest.approx(math.sqrt(40 + 12))
+    copied = sysconfig.get_config_var("Py_GIL_DISABLED")  # since other threads may empty it too
+    expected = math.sqrt((80 if copied else 40) + 12)
+    assert fastclip.clip_grad_norm_(items, 1e9).item() == pytest.approx(expected)
 
 
 def test_a_zero_byte_tensor():
