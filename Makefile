@@ -179,7 +179,7 @@ SANITIZED = $(abspath $(VENV))/bin/python -m pytest -q --capture=sys -p no:cache
 	clipping/test_unit_clip.py structure_loss/test_structure_loss_native.py)
 # One thread runs these: they are for the first run alone.
 ONE_THREAD = $(addprefix ../tests/,house/test_memory.py $(addprefix clipping/test_,clip.py \
-	clip_state.py clip_memory.py clip_limits.py) $(addprefix structure_loss/test_structure_loss, \
+	clip_state.py clip_memory.py clip_limits.py unit_clip_memory.py) $(addprefix structure_loss/test_structure_loss, \
 	.py _arguments.py _autograd.py))
 sanitize: export FASTCLIP_FUZZ_S = 20
 sanitize: $(VENV)/.ready

@@ -230,22 +230,6 @@ def test_overlaps_are_found_among_any_addresses(seed):
                 assert max(a[0], b[0]) >= min(a[1], b[1])
 
 
-@pytest.mark.parametrize("count", [2, 10, 64, 65, 700])
-@pytest.mark.parametrize("seed", range(10))
-def test_the_core_finds_overlaps_among_any_addresses(seed, count):
-    """By what follows from them: the core leaves all of such a list to the reference."""
-    generator = torch.Generator().manual_seed(seed)
-    flat = torch.zeros(64 * count)
-    begins = 64 * torch.randperm(count, generator=generator)
-    apart = [parameter(flat[b : b + 64]) for b in begins.tolist()]
-    _, rest = native.require().clip_units(apart, 1.0, 1e-3)
-    assert not rest
-    begin = int(begins[seed % count])
-    across = [*apart, parameter(flat[begin + 62 : begin + 64])]
-    _, rest = native.require().clip_units(across, 1.0, 1e-3)
-    assert len(rest) == len(across)
-
-
 WRITERS = [name for name in CALLS if "clip" in name or name == "AGC"]
 
 

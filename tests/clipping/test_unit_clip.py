@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from unit_clips import DTYPES, TOLERANCE, check, exact, parameter, randn
 
 import fastclip
 from fastclip import native
@@ -23,44 +24,7 @@ from fastclip.ops.unit_clip import dispatch as op
 pytestmark = pytest.mark.core
 
 needs_native = pytest.mark.skipif(native.core is None, reason=f"no core: {native.why_missing}")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 2**-8, torch.float16: 2e-3}
 SHAPES = [(), (1,), (7,), (5, 3), (1, 9), (4, 16), (3, 65), (8, 4, 3, 3), (2, 1, 1), (6, 1030)]
-
-
-def parameter(weight: torch.Tensor, grad: torch.Tensor) -> nn.Parameter:
-    p = nn.Parameter(weight)
-    p.grad = grad
-    return p
-
-
-def randn(shape, dtype=torch.float32, seed=0, scale=1.0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(shape, dtype=torch.float64, generator=generator) * scale).to(dtype)
-
-
-def exact(p: torch.Tensor, clipping: float, eps: float) -> torch.Tensor:
-    """The gradient after the paper's definition, in float64."""
-    w, g = p.detach().double(), p.grad.double()
-    units = w.shape[0] if w.ndim > 1 else 1
-    rows = [x.reshape(units, w.numel() // max(units, 1)) for x in (w, g)]
-    # By hypot: squares of large and small doubles leave their own range.
-    norms = [torch.tensor([math.hypot(*r) for r in x.tolist()], dtype=torch.float64) for x in rows]
-    limit = clipping * norms[0].clamp(min=eps)
-    factor = limit / norms[1].clamp(min=1e-6)
-    factor = torch.where((norms[1] <= limit) & norms[1].isfinite(), 1.0, factor)
-    return g * (factor.reshape(-1, *[1] * (w.ndim - 1)) if w.ndim > 1 else factor[0])
-
-
-def check(parameters, clipping=0.01, eps=1e-3):
-    expected = [exact(p, clipping, eps) for p in parameters]
-    fastclip.AGC(clipping, eps).clip_(parameters)
-    for p, e in zip(parameters, expected, strict=True):
-        dtype = p.grad.dtype
-        atol = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-        torch.testing.assert_close(
-            p.grad.double(), e, rtol=TOLERANCE[dtype], atol=atol, equal_nan=True
-        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -173,57 +137,6 @@ def test_the_cuda_kernel_takes_nothing_of_the_cpus():
         with pytest.raises(RuntimeError, match="without CUDA"):
             call()
     assert (p.grad == 1).all()
-
-
-@needs_native
-@pytest.mark.parametrize("layout", ["channels_last", "mixed", "transposed", "sliced", "expanded"])
-def test_layouts(layout):
-    weight, grad = randn((4, 6, 3, 5)), randn((4, 6, 3, 5), seed=1)
-    if layout in ("channels_last", "mixed"):
-        grad = grad.to(memory_format=torch.channels_last)
-        weight = weight.to(memory_format=torch.channels_last) if layout != "mixed" else weight
-    elif layout == "transposed":
-        weight, grad = (x.transpose(0, 1) for x in (weight, grad))
-    elif layout == "sliced":
-        weight, grad = (x[:, ::2] for x in (weight, grad))
-    else:
-        weight = weight[:1].expand(4, -1, -1, -1)
-    p = parameter(weight, grad)
-    stride = p.grad.stride()
-    _, rest = native.core.clip_units([p], 1e9, 0.0)
-    assert (rest == []) == (layout in ("channels_last", "mixed"))
-    check([p])
-    assert p.grad.stride() == stride
-
-
-@needs_native
-def test_gradients_that_share_memory_are_clipped_one_after_the_other():
-    grad = randn((20, 20))
-    two = [parameter(randn((20, 20), seed=s), grad) for s in (1, 2)]
-    expected = exact(two[0], 0.01, 1e-3)
-    expected = exact(parameter(two[1].detach().double(), expected), 0.01, 1e-3)
-    assert native.core.clip_units(two, 1e9, 0.0) == ([], tuple(two))
-    fastclip.AGC(0.01).clip_(two)
-    torch.testing.assert_close(grad.double(), expected, rtol=1e-6, atol=0)
-    p = parameter(randn((8, 8)), randn((8, 8), seed=1))
-    check([p, p])
-
-
-def test_only_what_is_written_gets_a_new_version():
-    still = parameter(torch.ones(4, 4), torch.full((4, 4), 1e-4))
-    clipped = parameter(torch.ones(4, 4), torch.ones(4, 4))
-    versions = still.grad._version, clipped.grad._version
-    fastclip.AGC(0.01).clip_([still, clipped])
-    assert clipped.grad._version > versions[1]
-    if native.core is not None:
-        assert still.grad._version == versions[0]
-    x = torch.ones(4, 4, requires_grad=True)
-    y = (x * clipped.grad).sum()
-    clipped.grad.fill_(1.0)
-    y = (x * clipped.grad).sum()
-    fastclip.AGC(0.01).clip_([clipped])
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        y.backward()
 
 
 def test_other_tensors_go_to_the_reference():
