@@ -98,6 +98,7 @@ test-arm: $(VENV)/.ready
 # One binary, several torch versions: the wheel runs unchanged in environments of their own. Sweeps are
 # for the first one.
 test-wheel: $(TEST_OTHERS)
+	@test -n '$(strip $(OTHER_TORCH))' || echo 'make: OTHER_TORCH is empty: no other torch is tested'
 
 $(TEST_OTHERS): test-wheel-%: wheel $(VENV)-torch-%/.ready
 	$(VENV)-torch-$*/bin/python -m pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
