@@ -42,13 +42,18 @@ def build(folder: Path) -> ctypes.CDLL:
 def extension(folder: Path) -> tuple[ModuleType, ctypes.CDLL]:
     """(fastclip._native with the CUDA backend, the kernels' C interface in the same library)
 
-    Built in `folder`, where it is not there yet or the sources are newer.
+    Built in `folder`, where it is not there yet or the sources are newer, by one process at a time.
     """
+    import fcntl  # Windows has none, and imports this module
+
+    folder.mkdir(parents=True, exist_ok=True)
     library = folder / "_native.so"
     sources = [path for root in (CSRC, HERE) for path in root.rglob("*") if path.suffix in SUFFIXES]
     newest = max(path.stat().st_mtime for path in sources)
-    if not library.exists() or library.stat().st_mtime < newest:
-        _build_extension(folder, library)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists() or library.stat().st_mtime < newest:
+            _build_extension(folder, library)
     name = "cuda_on_host._native"
     spec = importlib.util.spec_from_file_location(name, library)
     assert spec is not None
@@ -62,8 +67,6 @@ def extension(folder: Path) -> tuple[ModuleType, ctypes.CDLL]:
 
 def _build_extension(folder: Path, library: Path) -> None:
     import pybind11
-
-    folder.mkdir(parents=True, exist_ok=True)
 
     includes = [f"-isystem{sysconfig.get_path('include')}", f"-isystem{pybind11.get_include()}"]
     defines = ["-DFASTCLIP_X86_LEVELS=0", "-DFASTCLIP_ISA=baseline", "-DFASTCLIP_CUDA=1"]

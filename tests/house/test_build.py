@@ -118,11 +118,12 @@ def test_a_pure_python_build_needs_no_compiler(tmp_path):
 @in_checkout
 @has_compiler
 @pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")
-def test_levels_define_nothing_outside_their_namespace(tmp_path):
+def test_levels_define_nothing_outside_their_namespace():
     """Else the linker could hand AVX-512 code to a CPU without it: csrc/cpu/vector/isa.h."""
-    result = build(tmp_path, FASTCLIP_CUDA="0")
+    folder = ROOT / "build"  # where most of it has been compiled already
+    result = build(folder)
     assert result.returncode == 0, result.stderr
-    objects = list(tmp_path.glob("**/cpu/*/kernels.*.o"))
+    objects = list(folder.glob("temp*/**/cpu/*/kernels.*.o"))
     assert objects
     for path in objects:
         level = path.name.split(".")[-2]

@@ -77,7 +77,7 @@ def test_threads_clip_gradients_of_their_own():
     in_threads(*[work] * THREADS)
 
 
-@pytest.mark.parametrize("call", ["clip", "value", "units", "norm"])
+@pytest.mark.parametrize("call", ["clip", "value", "units", "norm", "listing"])
 def test_a_list_that_changes_meanwhile(call):
     """A call sees the list as it was at one moment, or while it is changed: never what is freed."""
     shared: list[nn.Parameter] = parameters(64)
@@ -86,6 +86,7 @@ def test_a_list_that_changes_meanwhile(call):
         "value": lambda: fastclip.clip_grad_value_(shared, 1e9),
         "units": lambda: fastclip.AGC(clipping=1e9).clip_(shared),
         "norm": lambda: fastclip.get_total_norm([p.grad for p in shared]),
+        "listing": lambda: (native.require().TensorList(shared, True), None)[1],
     }
     done = threading.Event()
 
