@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -45,19 +46,15 @@ class Placements {
     return stands;
   }
 
-  // Before a list of so many: what longer ones left is let go, and all where layouts were many.
-  void prepare(size_t tensors) {
-    std::vector<Entry> entries;  // let go last, when others may come in
-    std::vector<py::object> objects;
-    if (distinct_.size() > 256) {
-      entries.swap(remembered_);
-      objects.swap(distinct_);
-    }
+  bool are_many() const { return distinct_.size() > 256; }
+
+  // Before a list of so many: lets go what longer ones left.
+  void shorten(size_t tensors) {
     const size_t most = 4 * tensors + 4096;
     if (remembered_.size() <= most) return;
-    entries.assign(std::make_move_iterator(remembered_.begin() + most),
-                   std::make_move_iterator(remembered_.end()));
-    remembered_.resize(most);
+    const std::vector<Entry> rest(std::make_move_iterator(remembered_.begin() + most),
+                                  std::make_move_iterator(remembered_.end()));
+    remembered_.resize(most);  // the rest goes last
   }
 
  private:
@@ -84,6 +81,16 @@ class Placements {
   std::vector<Entry> remembered_;
   std::vector<py::object> distinct_;
 };
+
+// Those that are known, for a list of so many. Where they are many they are forgotten, but not by
+// calls that still run: a layout that stood for others there must go on to.
+std::shared_ptr<Placements> known_placements(size_t tensors) {
+  static auto& known = *new std::shared_ptr<Placements>(new Placements);  // as long as the process
+  if (known->are_many()) known = std::make_shared<Placements>();
+  std::shared_ptr<Placements> own = known;  // what is let go may let other threads in
+  own->shorten(tensors);
+  return own;
+}
 
 // What lies here of a tensor, and how it is spread over ranks: no mesh for a plain one.
 struct Spread {
@@ -271,12 +278,11 @@ class Sorter {
 }  // namespace
 
 py::tuple sort_tensors(py::handle tensors, bool take_grads, py::handle dtensor) {
-  static Placements& known = *new Placements;                         // for the life of the process
   const py::object items = checked(PySequence_Tuple(tensors.ptr()));  // others may change a list
   const Py_ssize_t count = PyTuple_GET_SIZE(items.ptr());
   const CriticalSection alone(names().placements);
-  known.prepare(static_cast<size_t>(count));
-  Sorter sorter(take_grads, dtensor.ptr(), known, count);
+  const std::shared_ptr<Placements> known = known_placements(static_cast<size_t>(count));
+  Sorter sorter(take_grads, dtensor.ptr(), *known, count);
   PyObject* const* all = &PyTuple_GET_ITEM(items.ptr(), 0);
   for (Py_ssize_t i = 0; i < count; i += kBlock) sorter.add(all + i, std::min(kBlock, count - i));
   return sorter.found();
