@@ -30,8 +30,8 @@ TOOLS = ("python", "torch", "valgrind", "machine")
 MORE, SLACK = 1.05, 3000  # one checkout counts the same again; other paths and names hash otherwise
 TENSORS = (10, 1000)
 WARM_UP = 20  # the interpreter specialises code after eight calls or so; before, counts vary
-# Each call is counted so often, and the least is its cost: now and then one meets what is not its
-# own, such as an allocator that fetches memory, which of ten tensors' call may be a third.
+# Each call is counted so often, and the least is its cost: the first after a warm-up, and now and then
+# another, takes some 2 % more.
 REPEATS = 3
 CLIENT = """
 #include <valgrind/callgrind.h>
