@@ -30,8 +30,8 @@ TOOLS = ("python", "torch", "valgrind", "machine")
 MORE, SLACK = 1.05, 3000  # one checkout counts the same again; other paths and names hash otherwise
 TENSORS = (10, 1000)
 WARM_UP = 20  # the interpreter specialises code after eight calls or so; before, counts vary
-# Each call is counted so often, and the least is its cost: the first after a warm-up, and now and then
-# another, takes some 2 % more.
+# Each call is counted so often, and the least is its cost: the first after a warm-up, and now and
+# then another, takes some 2 % more.
 REPEATS = 3
 CLIENT = """
 #include <valgrind/callgrind.h>
